@@ -1,0 +1,10 @@
+"""CustomTTT: a subject and a motion, each learned with LoRA, joined by test-time training."""
+
+from . import config
+from .diffusion import add_noise, ddim_step, ddim_timesteps
+from .errors import UserError
+from .lion import Lion
+from .lora import add_lora, merge_lora
+from .model import Model, load_model
+from .sampling import sample_latents, sample_video
+from .unet import UNet

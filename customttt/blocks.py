@@ -1,0 +1,137 @@
+"""What the UNet's layers are built of: resnet, spatial transformer, attention, resampling.
+
+Axes: b batch, f frames, c channels, h w rows and columns, n tokens, d width.
+"""
+
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+
+
+class FrameGroupNorm(nn.GroupNorm):
+    """GroupNorm whose statistics `frames` frames of a clip share; 1 is the ordinary one.
+
+    AnimateDiff v1 normalised the resnets across the frames of a clip, v2 and v3 (and diffusers,
+    for every version) per frame.
+    """
+
+    def forward(self, x: Tensor, frames: int = 1) -> Tensor:
+        """((b f) c h w) -> the same shape."""
+        if frames == 1:
+            return super().forward(x)
+        joined = rearrange(x, "(b f) c h w -> b c (f h) w", f=frames)
+        return rearrange(super().forward(joined), "b c (f h) w -> (b f) c h w", f=frames)
+
+
+class ResNet(nn.Module):
+    """Norm, SiLU, convolution, twice; the time embedding is added in between."""
+
+    def __init__(self, inputs: int, outputs: int, groups: int, eps: float,
+                 time_width: int | None = None):
+        super().__init__()
+        self.norm1 = FrameGroupNorm(groups, inputs, eps=eps)
+        self.conv1 = nn.Conv2d(inputs, outputs, 3, padding=1)
+        self.time_emb_proj = None if time_width is None else nn.Linear(time_width, outputs)
+        self.norm2 = FrameGroupNorm(groups, outputs, eps=eps)
+        self.conv2 = nn.Conv2d(outputs, outputs, 3, padding=1)
+        self.conv_shortcut = nn.Conv2d(inputs, outputs, 1) if inputs != outputs else None
+
+    def forward(self, x: Tensor, time: Tensor | None = None, norm_frames: int = 1) -> Tensor:
+        """((b f) c h w), (b d) -> ((b f) c h w)."""
+        y = self.conv1(F.silu(self.norm1(x, norm_frames)))
+        if time is not None:
+            shift = self.time_emb_proj(F.silu(time))                         # (b c)
+            y = y + shift.repeat_interleave(len(y) // len(shift), dim=0)[:, :, None, None]
+        y = self.conv2(F.silu(self.norm2(y, norm_frames)))
+        return y + (x if self.conv_shortcut is None else self.conv_shortcut(x))
+
+
+class Attention(nn.Module):
+    """Multi-head attention (Vaswani et al. 2017): of x to itself, or to a context."""
+
+    def __init__(self, width: int, heads: int, context_width: int | None = None,
+                 qkv_bias: bool = False):
+        super().__init__()
+        self.heads = heads
+        context_width = width if context_width is None else context_width
+        self.to_q = nn.Linear(width, width, bias=qkv_bias)
+        self.to_k = nn.Linear(context_width, width, bias=qkv_bias)
+        self.to_v = nn.Linear(context_width, width, bias=qkv_bias)
+        self.to_out = nn.Linear(width, width)
+
+    def forward(self, x: Tensor, context: Tensor | None = None, causal: bool = False) -> Tensor:
+        """(b n d), (b m d') -> (b n d)."""
+        context = x if context is None else context
+        q, k, v = (rearrange(y, "b n (heads d) -> b heads n d", heads=self.heads)
+                   for y in (self.to_q(x), self.to_k(context), self.to_v(context)))
+        y = F.scaled_dot_product_attention(q, k, v, is_causal=causal)
+        return self.to_out(rearrange(y, "b heads n d -> b n (heads d)"))
+
+
+class FeedForward(nn.Module):
+    """GEGLU (Shazeer 2020): value * gelu(gate), inner width 4 d; the gate is the second half."""
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.value_gate = nn.Linear(width, 8 * width)
+        self.out = nn.Linear(4 * width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        value, gate = self.value_gate(x).chunk(2, dim=-1)
+        return self.out(value * F.gelu(gate))
+
+
+class SpatialBlock(nn.Module):
+    """Attention among the pixels of a frame, attention to the text, feed-forward; pre-norm."""
+
+    def __init__(self, width: int, heads: int, text_width: int):
+        super().__init__()
+        self.norm1, self.norm2, self.norm3 = (nn.LayerNorm(width) for _ in range(3))
+        self.attn1 = Attention(width, heads)
+        self.attn2 = Attention(width, heads, context_width=text_width)
+        self.ff = FeedForward(width)
+
+    def forward(self, x: Tensor, text: Tensor) -> Tensor:
+        """((b f) (h w) c), (b n d) -> ((b f) (h w) c)."""
+        x = x + self.attn1(self.norm1(x))
+        # All frames of a clip read one text, so their pixels can be the queries of one attention.
+        queries = rearrange(self.norm2(x), "(b f) n c -> b (f n) c", b=len(text))
+        x = x + rearrange(self.attn2(queries, text), "b (f n) c -> (b f) n c", n=x.shape[1])
+        return x + self.ff(self.norm3(x))
+
+
+class SpatialTransformer(nn.Module):
+    """Where the appearance LoRA lives: one SpatialBlock between 1x1 convolutions, residual.
+
+    Its GroupNorm is per frame in every version of AnimateDiff.
+    """
+
+    def __init__(self, channels: int, heads: int, text_width: int, groups: int):
+        super().__init__()
+        self.norm = nn.GroupNorm(groups, channels, eps=1e-6)
+        self.proj_in = nn.Conv2d(channels, channels, 1)
+        self.block = SpatialBlock(channels, heads, text_width)
+        self.proj_out = nn.Conv2d(channels, channels, 1)
+
+    def forward(self, x: Tensor, text: Tensor) -> Tensor:
+        """((b f) c h w), (b n d) -> ((b f) c h w)."""
+        y = rearrange(self.proj_in(self.norm(x)), "bf c h w -> bf (h w) c")
+        y = self.block(y, text)
+        return x + self.proj_out(rearrange(y, "bf (h w) c -> bf c h w", h=x.shape[2]))
+
+
+class Downsample(nn.Conv2d):
+    """((b f) c h w) -> ((b f) c h/2 w/2)."""
+
+    def __init__(self, channels: int):
+        super().__init__(channels, channels, 3, stride=2, padding=1)
+
+
+class Upsample(nn.Conv2d):
+    """((b f) c h w) -> ((b f) c 2h 2w): nearest neighbour, then a convolution."""
+
+    def __init__(self, channels: int):
+        super().__init__(channels, channels, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(F.interpolate(x, scale_factor=2, mode="nearest"))

@@ -1,0 +1,73 @@
+"""A user's mistake is one sentence, and no file is ever left half-written."""
+
+import contextlib
+import errno
+import os
+import sys
+import tempfile
+from pathlib import Path
+
+
+class UserError(Exception):
+    """Bad input: one sentence that names the file or the flag and says what to do."""
+
+
+def run(main) -> None:
+    """Call `main()` as a command line: a UserError is printed without traceback, exit code 2."""
+    try:
+        main()
+    except UserError as error:
+        sys.exit(_fail(str(error), code=2))
+    except KeyboardInterrupt:
+        sys.exit(_fail("stopped", code=130))
+
+
+def _fail(sentence: str, code: int) -> int:
+    print(f"error: {sentence}", file=sys.stderr)
+    return code
+
+
+@contextlib.contextmanager
+def writing(path: str | Path):
+    """Yield a temporary path beside `path` with the same ending; rename it to `path` on success.
+
+    On any failure the temporary file is removed and `path` is as it was. A full disk, a missing
+    permission and the like become a UserError that names `path`.
+    """
+    path = Path(path)
+    temporary = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=".writing-", suffix=path.suffix)
+        os.close(handle)
+        yield Path(temporary)
+        with open(temporary, "rb") as written:
+            os.fsync(written.fileno())
+        os.chmod(temporary, 0o666 & ~_umask())      # mkstemp's 0600 would hide it from others
+        os.replace(temporary, path)
+    except Exception as error:
+        reason = _disk_reason(error)
+        if reason is None:
+            raise
+        raise UserError(f"{path}: cannot be written ({reason}); choose another place or make "
+                        f"room") from error
+    finally:
+        if temporary is not None:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(temporary)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def _disk_reason(error: Exception) -> str | None:
+    """What the disk said, also where a library wrapped it in an exception of its own."""
+    if isinstance(error, OSError):
+        return error.strerror or str(error)
+    for code in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO):
+        if os.strerror(code) in str(error):
+            return os.strerror(code)
+    return None

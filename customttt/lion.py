@@ -1,0 +1,39 @@
+"""Lion, the optimizer of every stage (Chen et al. 2023, algorithm 2)."""
+
+import torch
+
+
+@torch.no_grad()
+def lion_update(theta: torch.Tensor, g: torch.Tensor, m: torch.Tensor, lr: float,
+                beta_1: float, beta_2: float, weight_decay: float) -> None:
+    """One step in place. theta: parameter, g: its gradient, m: the moving average of gradients."""
+    c = m * beta_1 + g * (1 - beta_1)
+    theta.mul_(1 - lr * weight_decay).add_(c.sign_(), alpha=-lr)
+    m.mul_(beta_2).add_(g, alpha=1 - beta_2)
+
+
+class Lion(torch.optim.Optimizer):
+    """Steps of the sign of the averaged gradient: every weight moves by `lr`, plus the decay."""
+
+    def __init__(self, params, lr: float = 1e-5, betas: tuple[float, float] = (0.9, 0.99),
+                 weight_decay: float = 0.1):
+        if lr < 0 or not all(0 <= beta < 1 for beta in betas) or weight_decay < 0:
+            raise ValueError(f"Lion: lr {lr}, betas {betas}, weight decay {weight_decay} out of range")
+        super().__init__(params, {"lr": lr, "betas": betas, "weight_decay": weight_decay})
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            for theta in group["params"]:
+                if theta.grad is None:
+                    continue
+                state = self.state[theta]
+                if not state:
+                    state["m"] = torch.zeros_like(theta)
+                lion_update(theta, theta.grad, state["m"], group["lr"], *group["betas"],
+                            group["weight_decay"])
+        return loss

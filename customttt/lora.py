@@ -1,0 +1,163 @@
+"""LoRA (Hu et al. 2021) on the layers that matter: y = W x + scale * up(down(x)).
+
+"spatial" adapts the spatial transformers (the paper's W_s), "temporal" the motion modules (W_t);
+`layers` are the paper's indices i = 0..8. Every wrapped module may hold several adapters by name,
+and `with active(unet, "spatial"):` says at the call which of them are on.
+"""
+
+import contextlib
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from .errors import UserError, writing
+from .files import read_metadata, read_tensors
+from .unet import UNet
+
+PLACES = {"spatial": "spatial_transformers", "temporal": "motion_modules"}
+
+
+class Adapter(nn.Module):
+    """One low-rank update of one Linear or convolution, in fp32.
+
+    Down starts normal with standard deviation 1 / rank, up at zero, so a fresh adapter changes
+    nothing. Dropout is on the update, as in the code base that the paper's settings point to.
+    """
+
+    def __init__(self, base: nn.Linear | nn.Conv2d, rank: int, dropout: float, scale: float = 1.0):
+        super().__init__()
+        if isinstance(base, nn.Conv2d):
+            self.down = nn.Conv2d(base.in_channels, rank, base.kernel_size, base.stride,
+                                  base.padding, bias=False)
+            self.up = nn.Conv2d(rank, base.out_channels, 1, bias=False)
+        else:
+            self.down = nn.Linear(base.in_features, rank, bias=False)
+            self.up = nn.Linear(rank, base.out_features, bias=False)
+        nn.init.normal_(self.down.weight, std=1 / rank)
+        nn.init.zeros_(self.up.weight)
+        self.dropout = nn.Dropout(dropout)
+        self.scale = scale
+        self.to(base.weight.device)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.scale * self.dropout(self.up(self.down(x.to(self.down.weight.dtype))))
+
+    def delta(self) -> Tensor:
+        """scale * up @ down, in the shape of the base weight, fp32."""
+        up, down = self.up.weight.float(), self.down.weight.float()
+        return self.scale * (up.flatten(1) @ down.flatten(1)).view(len(up), *down.shape[1:])
+
+
+class Adapted(nn.Module):
+    """A Linear or convolution and its adapters; `on` names those that are added."""
+
+    def __init__(self, base: nn.Linear | nn.Conv2d):
+        super().__init__()
+        self.base = base
+        self.adapters = nn.ModuleDict()
+        self.on: set[str] = set()
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.base(x)
+        for name in sorted(self.on):
+            y = y + self.adapters[name](x).to(y.dtype)
+        return y
+
+
+def targets(unet: UNet, kind: str, layers: Sequence[int], convolutions: bool = False) -> list[str]:
+    """Names of the modules that `kind` adapts in `layers`: every Linear inside the transformer
+    blocks (q, k, v, out of both attentions, both of the feed-forward).
+
+    `convolutions` adds proj_in and proj_out of the spatial transformers (1x1 convolutions).
+    Raises UserError for a layer where there is nothing to adapt.
+    """
+    if kind not in PLACES:
+        raise UserError(f"LoRA kind {kind!r}: it is 'spatial' or 'temporal'")
+    names = []
+    for i in layers:
+        if i not in range(len(unet.layers)):
+            raise UserError(f"LoRA layer {i}: layers are counted 0 to {len(unet.layers) - 1}")
+        modules = getattr(unet.layers[i], PLACES[kind])
+        if not len(modules):
+            raise UserError(f"LoRA layer {i}: it has no {PLACES[kind].replace('_', ' ')} to adapt; "
+                            f"{kind} layers here are {_places(unet, kind)}")
+        prefix = f"layers.{i}.{PLACES[kind]}."
+        names += [prefix + name for name, module in modules.named_modules()
+                  if not _inside_adapted(name) and (".block." in name and _is_linear(module)
+                  or convolutions and kind == "spatial" and name.endswith(("proj_in", "proj_out")))]
+    return names
+
+
+def _is_linear(module: nn.Module) -> bool:
+    return isinstance(module, nn.Linear) or isinstance(module, Adapted)
+
+
+def _inside_adapted(name: str) -> bool:
+    return ".base" in name or ".adapters" in name
+
+
+def _places(unet: UNet, kind: str) -> str:
+    return ", ".join(str(i) for i, layer in enumerate(unet.layers)
+                     if len(getattr(layer, PLACES[kind]))) or "none: there is no motion module"
+
+
+def add_lora(unet: UNet, kind: str, layers: Sequence[int], rank: int = 32, dropout: float = 0.1,
+             name: str | None = None, convolutions: bool = False) -> list[nn.Parameter]:
+    """Wrap the targets, add a fresh adapter called `name` (default: `kind`), switch it on.
+
+    Returns its parameters, the ones to train; freezing the others is the caller's.
+    """
+    name, parameters = name or kind, []
+    for target in targets(unet, kind, layers, convolutions):
+        adapter = attach(unet, target, name, rank, dropout)
+        parameters += adapter.parameters()
+    return parameters
+
+
+def attach(module: nn.Module, target: str, name: str, rank: int, dropout: float = 0.0,
+           scale: float = 1.0) -> Adapter:
+    """Put an adapter called `name` on the submodule `target`, wrapped if it is not yet, and on."""
+    owner, _, leaf = target.rpartition(".")
+    wrapped = module.get_submodule(target)
+    if not isinstance(wrapped, Adapted):
+        wrapped = Adapted(wrapped)
+        setattr(module.get_submodule(owner), leaf, wrapped)
+    if name in wrapped.adapters:
+        raise ValueError(f"{target} has an adapter {name!r} already: give this one another name")
+    wrapped.adapters[name] = Adapter(wrapped.base, rank, dropout, scale)
+    wrapped.on.add(name)
+    return wrapped.adapters[name]
+
+
+def adapted(module: nn.Module) -> Iterator[tuple[str, Adapted]]:
+    """(name, module) of everything that is wrapped."""
+    return ((name, each) for name, each in module.named_modules() if isinstance(each, Adapted))
+
+
+@contextlib.contextmanager
+def active(unet: nn.Module, *names: str) -> Iterator[None]:
+    """Inside the `with`, exactly the adapters of these names are on."""
+    wrapped = [module for _, module in adapted(unet)]
+    before = [module.on for module in wrapped]
+    for module in wrapped:
+        module.on = {name for name in names if name in module.adapters}
+    try:
+        yield
+    finally:
+        for module, on in zip(wrapped, before):
+            module.on = on
+
+
+@torch.no_grad()
+def merge_lora(module: nn.Module) -> None:
+    """W <- W + scale * up @ down for all adapters that are on; the modules become plain again."""
+    for name, wrapped in list(adapted(module)):
+        base = wrapped.base
+        weight = base.weight.float() + sum(wrapped.adapters[on].delta() for on in sorted(wrapped.on))
+        base.weight = nn.Parameter(weight.to(base.weight.dtype), requires_grad=False)
+        owner, _, leaf = name.rpartition(".")
+        setattr(module.get_submodule(owner), leaf, base)

@@ -1,0 +1,165 @@
+"""Loading and saving whole models: a folder, a single-file checkpoint, a motion module."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from . import keys
+from .clip import TextEncoder
+from .config import (ANIMATEDIFF_V1, ANIMATEDIFF_V2, ANIMATEDIFF_V3, MOTION_FIXED, SD15_TEXT,
+                     SD15_UNET, SD15_VAE, MotionConfig, check_fixed, text_config, unet_config,
+                     vae_config)
+from .errors import UserError
+from .files import fill, read_json, read_tensors
+from .tokenizer import Tokenizer
+from .unet import UNet
+from .vae import VAE
+
+WEIGHTS = "diffusion_pytorch_model.safetensors"     # of unet/, vae/ and motion_adapter/
+
+
+@dataclass
+class Model:
+    """The four parts, on one device and in one dtype. `name` goes into what is trained on it."""
+
+    name: str
+    tokenizer: Tokenizer
+    text_encoder: TextEncoder
+    vae: VAE
+    unet: UNet
+    device: torch.device
+    dtype: torch.dtype
+
+    @torch.no_grad()
+    def encode_text(self, texts: list[str]) -> Tensor:
+        """Strings -> embeddings (b 77 d) on the model's device."""
+        return self.text_encoder(self.tokenizer(texts).to(self.device))
+
+
+def load_model(path: str | Path, motion_module: str | Path | None = None,
+               device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> Model:
+    """Load a model folder (Hugging Face layout) or a single-file checkpoint (original layout).
+
+    `motion_module`: a motion file or folder; without it the model folder's `motion_adapter/` is
+    taken, and where there is none the UNet is an image model. Parts are built on "meta" and filled
+    from memory-mapped files, so peak memory is about the weights. Raises UserError.
+    """
+    path = Path(path)
+    if motion_module is None and (path / "motion_adapter").is_dir():
+        motion_module = path / "motion_adapter"
+    motion = None if motion_module is None else read_motion_module(motion_module)
+    if path.is_dir():
+        parts = _folder_parts(path, motion)
+    elif path.is_file():
+        parts = _checkpoint_parts(path, motion)
+    else:
+        raise UserError(f"{path}: no such model folder or checkpoint file")
+
+    for module, tensors, public, file in parts:
+        only = (lambda name: not keys.is_motion(name)) if isinstance(module, UNet) else bool
+        fill(module, tensors, public, file, device, dtype, only)
+    text_encoder, vae, unet = (part[0] for part in parts)
+    if motion is not None:
+        fill(unet, motion.tensors, motion.public, motion.file, device, dtype, keys.is_motion)
+    tokenizer = Tokenizer.from_folder(_tokenizer_folder(path), text_encoder.config.length)
+    return Model(path.stem if path.is_file() else path.resolve().name, tokenizer,
+                 text_encoder.eval(), vae.eval(), unet.eval(), torch.device(device), dtype)
+
+
+@dataclass
+class MotionFile:
+    """The motion modules of a file, and the layout that they are in."""
+
+    file: str
+    config: MotionConfig
+    tensors: dict[str, Tensor]
+    public: object      # our parameter name -> name in the file
+
+
+def read_motion_module(path: str | Path) -> MotionFile:
+    """Read a motion module, in AnimateDiff's own layout or in diffusers'; v1, v2 or v3.
+
+    Training checkpoints are taken too: `module.` is stripped and the image UNet in them ignored.
+    """
+    folder, heads = Path(path), ANIMATEDIFF_V3.heads
+    if folder.is_dir():
+        config = read_json(folder / "config.json")
+        check_fixed(config, MOTION_FIXED, str(folder / "config.json"))
+        heads = config.get("motion_num_attention_heads", heads)
+        path = _weight_file(folder, WEIGHTS)
+    tensors = {key.removeprefix("module."): value for key, value in read_tensors(path).items()}
+    tensors = {key: value for key, value in tensors.items() if ".motion_modules." in key}
+    if not tensors:
+        raise UserError(f"{path}: no motion module in it (no key contains motion_modules)")
+    original = any(".temporal_transformer." in key for key in tensors)
+    lengths = {value.shape[1] for key, value in tensors.items() if key.endswith(".pe")}
+    config = (ANIMATEDIFF_V2 if any(key.startswith("mid_block.") for key in tensors) else
+              ANIMATEDIFF_V1 if lengths == {24} else ANIMATEDIFF_V3)
+    config = MotionConfig(config.version, max(lengths, default=config.max_frames), heads)
+    return MotionFile(str(path), config, tensors,
+                      keys.original_motion if original else keys.diffusers_unet)
+
+
+def _folder_parts(path: Path, motion: MotionFile | None) -> list[tuple]:
+    """(module, tensors, key map, file) of a model folder's text encoder, VAE and UNet."""
+    configs = {part: path / part / "config.json" for part in ("text_encoder", "vae", "unet")}
+    for part, file in configs.items():
+        if not file.is_file():
+            raise UserError(f"{path}: no {part}/config.json in it; a model folder has tokenizer/, "
+                            f"text_encoder/, vae/ and unet/, as on Hugging Face")
+    try:
+        with torch.device("meta"):
+            text_encoder = TextEncoder(_configured(text_config, configs["text_encoder"]))
+            vae = VAE(_configured(vae_config, configs["vae"]))
+            unet = UNet(_configured(unet_config, configs["unet"], motion and motion.config))
+    except KeyError as error:
+        raise UserError(f"{path}: a config.json lacks the entry {error}") from error
+    files = [_weight_file(path / "text_encoder", "model.safetensors"),
+             _weight_file(path / "vae", WEIGHTS), _weight_file(path / "unet", WEIGHTS)]
+    text, vae_tensors, image = (read_tensors(file) for file in files)
+    vae_tensors = {keys.modern_vae_key(key): value for key, value in vae_tensors.items()}
+    return [(text_encoder, text, keys.public_text, str(files[0])),
+            (vae, vae_tensors, keys.diffusers_vae, str(files[1])),
+            (unet, image, keys.diffusers_unet, str(files[2]))]
+
+
+def _configured(read, file: Path, *others):
+    return read(read_json(file), *others, file=str(file))
+
+
+def _weight_file(folder: Path, name: str) -> Path:
+    """The weights in a part's folder: fp32 or fp16, safetensors before pickle."""
+    stem = name.removesuffix(".safetensors")
+    pickled = {"model": "pytorch_model.bin"}.get(stem, f"{stem}.bin")
+    for candidate in (name, f"{stem}.fp16.safetensors", pickled):
+        if (folder / candidate).is_file():
+            return folder / candidate
+    raise UserError(f"{folder}: no weights here; put {name} there")
+
+
+def _checkpoint_parts(path: Path, motion: MotionFile | None) -> list[tuple]:
+    """(module, tensors, key map, file) of a single-file checkpoint: Stable Diffusion 1.5's sizes."""
+    tensors = read_tensors(path)
+    image = {k: v for k, v in tensors.items() if k.startswith("model.diffusion_model.")}
+    vae_tensors = {k: v for k, v in tensors.items() if k.startswith("first_stage_model.")}
+    if not image:
+        raise UserError(f"{path}: not a Stable Diffusion checkpoint (no model.diffusion_model.* in "
+                        f"it); a motion module goes into --motion-module, a LoRA into --lora")
+    others = {k: v for k, v in tensors.items() if k not in image and k not in vae_tensors}
+    with torch.device("meta"):
+        unet = UNet(replace(SD15_UNET, motion=motion and motion.config))
+        return [(TextEncoder(SD15_TEXT), others, keys.original_text, str(path)),
+                (VAE(SD15_VAE), vae_tensors, keys.original_vae, str(path)),
+                (unet, image, keys.original_unet, str(path))]
+
+
+def _tokenizer_folder(path: Path) -> Path:
+    if path.is_dir():
+        return path / "tokenizer"
+    folder = path.parent / "tokenizer"
+    if not folder.is_dir():
+        raise UserError(f"{path}: a checkpoint file holds no tokenizer; put vocab.json and merges.txt "
+                        f"of Stable Diffusion 1.5 into {folder}")
+    return folder

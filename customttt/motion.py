@@ -1,0 +1,65 @@
+"""The motion module of AnimateDiff (Guo et al. 2023): attention along time at every pixel.
+
+Where the motion LoRA lives. Axes: b batch, f frames, c channels, h w rows and columns.
+"""
+
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+
+from .blocks import Attention, FeedForward
+from .config import MotionConfig
+
+
+def positional_encoding(frames: int, channels: int, device: torch.device | None = None) -> Tensor:
+    """Sinusoids (f c), sine and cosine interleaved, base 10000 (Vaswani et al. 2017, section 3.5).
+
+    The `pe` tables of public files hold exactly this, so they are dropped and recomputed.
+    """
+    position = torch.arange(frames, dtype=torch.float32, device=device)[:, None]
+    k = torch.arange(0, channels, 2, dtype=torch.float32, device=device)
+    angles = position * torch.exp(k * (-torch.log(torch.tensor(10000.0)).item() / channels))
+    return rearrange([angles.sin(), angles.cos()], "two f k -> f (k two)")
+
+
+class TemporalBlock(nn.Module):
+    """Two self-attentions along time and a feed-forward, pre-norm.
+
+    The frame's position is added inside each attention, after its LayerNorm: to q, k and v.
+    """
+
+    def __init__(self, width: int, heads: int):
+        super().__init__()
+        self.norm1, self.norm2, self.norm3 = (nn.LayerNorm(width) for _ in range(3))
+        self.attn1 = Attention(width, heads)
+        self.attn2 = Attention(width, heads)
+        self.ff = FeedForward(width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """((b h w) f c) -> the same shape."""
+        position = positional_encoding(x.shape[1], x.shape[2], x.device).to(x.dtype)
+        x = x + self.attn1(self.norm1(x) + position)
+        x = x + self.attn2(self.norm2(x) + position)
+        return x + self.ff(self.norm3(x))
+
+
+class MotionModule(nn.Module):
+    """One TemporalBlock between linear projections, residual.
+
+    GroupNorm is per frame, as in the original code in every version. diffusers' UNetMotionModel
+    shares its statistics among the frames of a clip: with random weights and input its output
+    differs by several per cent (tests/test_parity.py).
+    """
+
+    def __init__(self, channels: int, config: MotionConfig, groups: int):
+        super().__init__()
+        self.norm = nn.GroupNorm(groups, channels, eps=1e-6)
+        self.proj_in = nn.Linear(channels, channels)
+        self.block = TemporalBlock(channels, config.heads)
+        self.proj_out = nn.Linear(channels, channels)
+
+    def forward(self, x: Tensor, frames: int) -> Tensor:
+        """((b f) c h w) -> the same shape."""
+        y = rearrange(self.norm(x), "(b f) c h w -> (b h w) f c", f=frames)
+        y = self.proj_out(self.block(self.proj_in(y)))
+        return x + rearrange(y, "(b h w) f c -> (b f) c h w", h=x.shape[2], w=x.shape[3])

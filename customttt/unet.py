@@ -1,0 +1,180 @@
+"""The text-to-video UNet as nine layers: Stable Diffusion 1.5 with AnimateDiff's motion modules.
+
+The paper counts the layers i = 0..8 (supplement, section 3); `UNet.layers[i]` is that index.
+
+ i  channels  resnets  spatial transformers  motion modules  then
+ 0       320        2                     2               2  downsample
+ 1       640        2                     2               2  downsample
+ 2      1280        2                     2               2  downsample
+ 3      1280        2                     -               2
+ 4      1280        2                     1       1 in v2 only
+ 5      1280        3                     -               3  upsample
+ 6      1280        3                     3               3  upsample
+ 7       640        3                     3               3  upsample
+ 8       320        3                     3               3
+
+Axes: b batch, f frames, c channels, h w rows and columns, n tokens, d width.
+"""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from .blocks import Downsample, FrameGroupNorm, ResNet, SpatialTransformer, Upsample
+from .config import MotionConfig, UNetConfig
+from .motion import MotionModule
+
+
+class Layer(nn.Module):
+    """One of the nine: per resnet, a spatial transformer and a motion module where there is one."""
+
+    def __init__(self, config: UNetConfig, inputs: Sequence[int], channels: int,
+                 spatial: int, motion: int, then: str = ""):
+        """`inputs`: the channels that each resnet reads; in layers 5 to 8 hidden + skip."""
+        super().__init__()
+        time_width, groups = 4 * config.channels[0], config.groups
+        self.resnets = nn.ModuleList(
+            ResNet(c, channels, groups, eps=1e-5, time_width=time_width) for c in inputs)
+        self.spatial_transformers = nn.ModuleList(
+            SpatialTransformer(channels, config.heads, config.text_width, groups)
+            for _ in range(spatial))
+        self.motion_modules = nn.ModuleList(
+            MotionModule(channels, config.motion, groups) for _ in range(motion))
+        self.downsample = Downsample(channels) if then == "downsample" else None
+        self.upsample = Upsample(channels) if then == "upsample" else None
+
+    def forward(self, x: Tensor, skips: Sequence[Tensor], time: Tensor, text: Tensor,
+                frames: int | None, norm_frames: int) -> tuple[Tensor, list[Tensor]]:
+        """((b f) c h w), skips to read, (b d), (b n d) -> the same for the next layer, skips made.
+
+        `frames`: None takes the motion modules out. `norm_frames`: how many frames share the
+        resnets' GroupNorm statistics.
+        """
+        made = []
+        for j, resnet in enumerate(self.resnets):
+            if skips:
+                x = torch.cat([x, skips[j]], dim=1)
+            x = resnet(x, time, norm_frames)
+            if j < len(self.spatial_transformers):
+                x = self.spatial_transformers[j](x, text)
+            if frames is not None and j < len(self.motion_modules):
+                x = self.motion_modules[j](x, frames)
+            made.append(x)
+        if self.downsample is not None:
+            x = self.downsample(x)
+            made.append(x)
+        if self.upsample is not None:
+            x = self.upsample(x)
+        return x, made
+
+
+class UNet(nn.Module):
+    """Predicts the noise eps in noisy latents z_t (DESIGN: (b 4 f h w) -> (b 4 f h w))."""
+
+    def __init__(self, config: UNetConfig):
+        super().__init__()
+        self.config = config
+        self.gradient_checkpointing = False     # on: keep each layer's input only, recompute the rest
+        c0, c1, c2, c3 = config.channels
+        m = 0 if config.motion is None else 1
+        mid = 1 if m and config.motion.version == 2 else 0
+
+        self.conv_in = nn.Conv2d(config.latent_channels, c0, 3, padding=1)
+        self.time_embedding = TimeEmbedding(c0, 4 * c0)
+        #              resnets read                     width  spatial  motion
+        self.layers = nn.ModuleList([
+            Layer(config, (c0, c0),                        c0,      2, 2 * m, "downsample"),   # 0
+            Layer(config, (c0, c1),                        c1,      2, 2 * m, "downsample"),   # 1
+            Layer(config, (c1, c2),                        c2,      2, 2 * m, "downsample"),   # 2
+            Layer(config, (c2, c3),                        c3,      0, 2 * m),                 # 3
+            Layer(config, (c3, c3),                        c3,      1, mid),                   # 4
+            Layer(config, (c3 + c3, c3 + c3, c3 + c2),     c3,      0, 3 * m, "upsample"),     # 5
+            Layer(config, (c3 + c2, c2 + c2, c2 + c1),     c2,      3, 3 * m, "upsample"),     # 6
+            Layer(config, (c2 + c1, c1 + c1, c1 + c0),     c1,      3, 3 * m, "upsample"),     # 7
+            Layer(config, (c1 + c0, c0 + c0, c0 + c0),     c0,      3, 3 * m),                 # 8
+        ])
+        self.norm_out = FrameGroupNorm(config.groups, c0, eps=1e-5)
+        self.conv_out = nn.Conv2d(c0, config.latent_channels, 3, padding=1)
+
+    def forward(self, latents: Tensor, timesteps: Tensor, text: Tensor | Sequence[Tensor],
+                motion: bool = True) -> Tensor:
+        """Noisy latents (b 4 f h w), timesteps (b,), text (b n d) or nine of them -> eps (b 4 f h w).
+
+        `motion=False` takes the motion modules out: frames are then independent images.
+        Raises ValueError for shapes that do not fit and for more frames than the module knows.
+        """
+        texts = self._nine_texts(latents, timesteps, text)
+        frames = self._clip_length(latents, motion)
+        norm_frames = frames if frames and self.config.motion.version == 1 else 1
+
+        time = self.time_embedding(timesteps)                                # (b d)
+        x = self.conv_in(rearrange(latents, "b c f h w -> (b f) c h w"))
+        skips = [x]
+        for i, layer in enumerate(self.layers):
+            read = [skips.pop() for _ in layer.resnets] if i > 4 else []
+            x, made = self._run(layer, x, read, time, texts[i], frames, norm_frames)
+            if i < 4:
+                skips += made
+        x = self.conv_out(F.silu(self.norm_out(x, norm_frames)))
+        return rearrange(x, "(b f) c h w -> b c f h w", b=len(latents))
+
+    def _run(self, layer: Layer, *inputs) -> tuple[Tensor, list[Tensor]]:
+        if self.gradient_checkpointing and torch.is_grad_enabled():
+            return checkpoint(layer, *inputs, use_reentrant=False)
+        return layer(*inputs)
+
+    def _nine_texts(self, latents: Tensor, timesteps: Tensor,
+                    text: Tensor | Sequence[Tensor]) -> Sequence[Tensor]:
+        """Check the shapes and give each layer its text."""
+        texts = [text] * len(self.layers) if isinstance(text, Tensor) else text
+        if len(texts) != len(self.layers):
+            raise ValueError(f"text: one tensor or {len(self.layers)}, one a layer; got {len(texts)}")
+        b, c = latents.shape[:2]
+        if latents.ndim != 5 or c != self.config.latent_channels or any(
+                side % 8 for side in latents.shape[3:]):
+            raise ValueError(f"latents: (b {self.config.latent_channels} f h w) with h and w divisible "
+                             f"by 8; got {tuple(latents.shape)}")
+        if timesteps.shape != (b,):
+            raise ValueError(f"timesteps: ({b},), one a clip; got {tuple(timesteps.shape)}")
+        for each in texts:
+            if each.ndim != 3 or len(each) != b or each.shape[2] != self.config.text_width:
+                raise ValueError(f"text: ({b} n {self.config.text_width}); got {tuple(each.shape)}")
+        return texts
+
+    def _clip_length(self, latents: Tensor, motion: bool) -> int | None:
+        """Frames per clip that the motion modules will see; None where they are out."""
+        if not motion:
+            return None
+        if self.config.motion is None:
+            raise ValueError("this UNet has no motion module: load one (motion_module=...), or "
+                             "pass motion=False to treat frames as images")
+        check_clip_length(self.config.motion, latents.shape[2])
+        return latents.shape[2]
+
+
+def check_clip_length(motion: MotionConfig, frames: int) -> None:
+    """Raise ValueError for a clip longer than the motion module was trained for."""
+    if frames > motion.max_frames:
+        raise ValueError(f"{frames} frames, but this motion module (version {motion.version}) was "
+                         f"trained for at most {motion.max_frames}: ask for fewer frames")
+
+
+class TimeEmbedding(nn.Module):
+    """Timesteps (b,) -> (b d): sinusoids, cosine first (Ho et al. 2020), then a perceptron."""
+
+    def __init__(self, sinusoids: int, width: int):
+        super().__init__()
+        self.sinusoids = sinusoids
+        self.linear_1 = nn.Linear(sinusoids, width)
+        self.linear_2 = nn.Linear(width, width)
+
+    def forward(self, timesteps: Tensor) -> Tensor:
+        half = self.sinusoids // 2
+        k = torch.arange(half, dtype=torch.float32, device=timesteps.device)
+        angles = timesteps.float()[:, None] * 10000 ** (-k / half)
+        x = torch.cat([angles.cos(), angles.sin()], dim=-1).to(self.linear_1.weight.dtype)
+        return self.linear_2(F.silu(self.linear_1(x)))
