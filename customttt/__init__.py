@@ -5,6 +5,7 @@ from .diffusion import add_noise, ddim_step, ddim_timesteps
 from .errors import UserError
 from .lion import Lion
 from .lora import add_lora, merge_lora
+from .lora_files import load_lora, save_lora
 from .model import Model, load_model
 from .sampling import sample_latents, sample_video
 from .unet import UNet

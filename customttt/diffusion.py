@@ -19,9 +19,12 @@ def alpha_bar(t: Tensor | int) -> Tensor:
     return torch.where(t < 0, 1.0, ALPHA_BARS.to(t.device)[t.clamp(min=0)])
 
 
-def add_noise(z: Tensor, eps: Tensor, t: Tensor) -> Tensor:
-    """q(x_t | x_0) of Ho et al. (2020), equation 4: clean (b ...), noise, timesteps (b,) -> x_t."""
-    a = alpha_bar(t).view(-1, *[1] * (z.ndim - 1))
+def add_noise(z: Tensor, eps: Tensor, t: Tensor, t_from: int = -1) -> Tensor:
+    """q(x_t | x_0) of Ho et al. (2020), equation 4: latents (b ...), noise, timesteps (b,) -> x_t.
+
+    `t_from`: the timestep at which z stands already; -1 is clean.
+    """
+    a = (alpha_bar(t) / alpha_bar(t_from).to(t.device)).view(-1, *[1] * (z.ndim - 1))
     return a.sqrt() * z + (1 - a).sqrt() * eps
 
 

@@ -7,6 +7,8 @@ import sys
 import tempfile
 from pathlib import Path
 
+import torch
+
 
 class UserError(Exception):
     """Bad input: one sentence that names the file or the flag and says what to do."""
@@ -18,6 +20,11 @@ def run(main) -> None:
         main()
     except UserError as error:
         sys.exit(_fail(str(error), code=2))
+    except torch.OutOfMemoryError:
+        sys.exit(_fail("the GPU's memory is full; try a smaller --size or fewer --frames, and when "
+                       "training --gradient-checkpointing", code=2))
+    except OSError as error:
+        sys.exit(_fail(f"{error.filename or 'a file'}: {error.strerror or error}", code=2))
     except KeyboardInterrupt:
         sys.exit(_fail("stopped", code=130))
 

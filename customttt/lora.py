@@ -6,16 +6,12 @@ and `with active(unet, "spatial"):` says at the call which of them are on.
 """
 
 import contextlib
-import json
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from .errors import UserError, writing
-from .files import read_metadata, read_tensors
+from .errors import UserError
 from .unet import UNet
 
 PLACES = {"spatial": "spatial_transformers", "temporal": "motion_modules"}

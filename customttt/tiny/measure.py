@@ -10,11 +10,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 CONTRAST = 0.16  # of 0..1: what differs more from its row's background is subject
-BORDER = 8       # columns at each side from which a row's background is taken
+REACH = 16       # steps of three pixels from the densest spot to the subject's far end
+BORDER = 4       # columns at each side from which a row's background is taken
 # Over a whole clip; what does less than this stands still.
 LEAST_TRAVEL = 8.0  # pixels
 LEAST_GROWTH = 0.28  # log ratio of the sizes
-LEAST_CHANGE = 0.12  # of 0..1: mean colour difference inside the subject
+LEAST_CHANGE = 0.10  # of 0..1: mean colour difference inside the subject
 
 
 def as_pictures(frames: Tensor) -> Tensor:
@@ -41,10 +42,11 @@ def find_subject(frames: Tensor) -> Tensor:
     contrast = (pictures - rows[None, :, :, None]).abs().amax(1, keepdim=True)
     mask = (contrast > CONTRAST).float()  # (f, 1, h, w)
 
-    density = F.avg_pool2d(mask, 15, stride=1, padding=7)
+    density = F.avg_pool2d(mask, 15, stride=1, padding=7) * mask
     piece = mask * (density == density.amax((2, 3), keepdim=True))
-    for _ in range(frames.shape[1]):
-        piece = F.max_pool2d(piece, 5, stride=1, padding=2) * mask  # spans gaps of one pixel
+    for _ in range(REACH):
+        piece = F.max_pool2d(piece, (7, 1), stride=1, padding=(3, 0))  # spans gaps of two pixels
+        piece = F.max_pool2d(piece, (1, 7), stride=1, padding=(0, 3)) * mask
     piece = piece[:, 0].to(torch.uint8)
     return (between(piece, 1) & between(piece, 2)).bool()
 

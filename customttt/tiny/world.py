@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 SIZE, FRAMES, FPS = 64, 16, 8
+MARGIN = 2  # pixels between a subject and the frame's edge, where its path leaves room
 OUTLINE = 1.3  # pixels; keeps a blue fish apart from the sea and a white one from the snow
 INK, WHITE = 3, 4  # colour indices of a part besides body 0, detail 1 and accent 2
 
@@ -56,11 +57,16 @@ def box(u, v, x, y, rx, ry, corner=0.05):
 
 
 def ball(u, v):
-    return [(circle(u, v, 0, 0, 0.92), 0)]
+    """With seams, so that its spinning shows."""
+    disc, m = circle(u, v, 0, 0, 0.94), u.abs()
+    seams = torch.minimum(circle(m, v, 1.05, 0, 0.70).abs(), v.abs())
+    return [(disc, 0), (torch.maximum(disc, seams - 0.06), INK)]
 
 
 def ring(u, v):
-    return [(circle(u, v, 0, 0, 0.70).abs() - 0.26, 0)]
+    """With a stone, so that its spinning shows."""
+    band = circle(u, v, 0, 0.10, 0.64).abs() - 0.24
+    return [(band, 0), (circle(u, v, 0, -0.66, 0.34), INK), (circle(u, v, 0, -0.66, 0.27), WHITE)]
 
 
 def square(u, v):
@@ -365,8 +371,8 @@ def make_clip(subject: Subject, motion: Motion, scene: str, generator: torch.Gen
     origin = Clip(subject, motion, scene, (0.0, 0.0), 1.0, 0.0, 0, names_colour).trajectory()
     radius = min(uniform(g, 14, 18), 20 / origin[:, 2].max().item())
     reach = radius * origin[:, 2:3]
-    low = (reach - origin[:, :2]).amax(0).tolist()
-    high = (SIZE - reach - origin[:, :2]).amin(0).tolist()
+    low = (MARGIN + reach - origin[:, :2]).amax(0).tolist()
+    high = (SIZE - MARGIN - reach - origin[:, :2]).amin(0).tolist()
     centre = tuple(uniform(g, a, b) if a < b else (a + b) / 2 for a, b in zip(low, high))
     tilt, seed = uniform(g, -0.1, 0.1), int(torch.randint(2**31, (), generator=g))
     return Clip(subject, motion, scene, centre, radius, tilt, seed, names_colour)
@@ -410,7 +416,7 @@ def background(scene: str, generator: torch.Generator) -> Tensor:
     return canvas
 
 
-def shades(subject: Subject, u: Tensor, v: Tensor, generator: torch.Generator) -> list[Tensor]:
+def shades(subject: Subject, u: Tensor, v: Tensor, generator: torch.Generator) -> dict[int, Tensor]:
     """The colour of each index, slightly varied: (3,), or (f, h, w, 3) for a textured body."""
     palette = torch.tensor([COLOURS[name] for name in subject.colours])
     brightness = 0.92 + 0.12 * torch.rand(len(palette), 1, generator=generator)
@@ -423,10 +429,10 @@ def shades(subject: Subject, u: Tensor, v: Tensor, generator: torch.Generator) -
         along, across = u * cos(angle) + v * sin(angle), v * cos(angle) - u * sin(angle)
         texture = {
             "shading": lambda: along,
-            "stripes": lambda: torch.sin(6 * along + 1),
-            "dots": lambda: torch.sin(5 * along + 1) * torch.sin(5 * across + 1),
+            "stripes": lambda: torch.sin(5 * along + 1),
+            "dots": lambda: torch.sin(4 * along + 1) * torch.sin(4 * across + 1),
         }[pattern]()
-        colours[0] = (colours[0] * (1 + 0.18 * texture[..., None])).clamp(0, 1)
+        colours[0] = (colours[0] * (1 + 0.25 * texture[..., None])).clamp(0, 1)
     return colours
 
 

@@ -1,0 +1,88 @@
+"""What both command lines share: flags for the model and for every number of the recipe."""
+
+import argparse
+from pathlib import Path
+
+import torch
+
+from .errors import UserError
+from .model import Model, load_model
+from .recipes import PAPER, WHY_TINY, recipe, recipe_name
+from .training import DTYPES
+
+TINY_MODEL = Path("weights/tiny")
+CHOICES = {"reference_noise": ["independent", "one"], "reference_timestep": ["uniform", "next"]}
+
+
+def add_model_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--model", default=TINY_MODEL, metavar="M",
+                        help="model folder or single-file checkpoint (default: %(default)s)")
+    parser.add_argument("--motion-module", metavar="FILE",
+                        help="AnimateDiff motion module (default: M/motion_adapter)")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu",
+                        help="cpu, cuda, cuda:1, ... (default: %(default)s)")
+    parser.add_argument("--precision", choices=list(DTYPES),
+                        help="default: fp16 on a GPU, fp32 on a CPU")
+    parser.add_argument("--seed", type=int, default=0, help="default: %(default)s")
+
+
+def add_recipe_flags(parser: argparse.ArgumentParser, settings: dict) -> None:
+    """One flag per number; its default is the recipe's, which the model decides."""
+    for name, value in settings.items():
+        flag, text = "--" + name.replace("_", "-"), f"paper: {_shown(value)}"
+        if isinstance(value, bool):
+            parser.add_argument(flag, action=argparse.BooleanOptionalAction, help=text)
+        elif isinstance(value, tuple):
+            parser.add_argument(flag, type=type(value[0]), nargs="+", metavar="N", help=text)
+        else:
+            parser.add_argument(flag, type=type(value), choices=CHOICES.get(name), help=text)
+
+
+def _shown(value) -> str:
+    return " ".join(map(str, value)) if isinstance(value, tuple) else str(value)
+
+
+def open_model(args: argparse.Namespace) -> tuple[Model, str]:
+    """Load the model that the flags name. Returns it with the precision that is used."""
+    try:
+        device = torch.device(args.device)
+        torch.empty(0, device=device)
+    except Exception as error:
+        raise UserError(f"--device {args.device}: not to be had here "
+                        f"({str(error).splitlines()[0]})") from error
+    precision = args.precision or ("fp32" if device.type == "cpu" else "fp16")
+    if precision == "fp16" and device.type == "cpu":
+        raise UserError("--precision fp16: needs a GPU; on a CPU use fp32 or bf16")
+    model = load_model(args.model, args.motion_module, device, DTYPES[precision])
+    return model, precision
+
+
+def chosen_settings(args: argparse.Namespace, stage: str, model: Model) -> dict:
+    """The recipe for this model, overridden by the flags that were given; says what differs."""
+    name = recipe_name(model.unet)
+    settings = recipe(stage, name)
+    given = {key: tuple(value) if isinstance(value, list) else value
+             for key, value in vars(args).items() if key in settings and value is not None}
+    settings |= given
+    for key, value in settings.items():
+        if isinstance(value, (int, float)) and not isinstance(value, bool) and (
+                value < 0 or value == 0 and key not in ("dropout", "weight_decay", "guidance",
+                                                        "reference_guidance")):
+            raise UserError(f"--{key.replace('_', '-')} {value}: must be positive")
+    print(f"recipe: {name}")
+    for key, value in settings.items():
+        if value != PAPER[stage][key]:
+            why = "given" if key in given else WHY_TINY[key]
+            print(f"  {key} {_shown(value)}, the paper has {_shown(PAPER[stage][key])} ({why})")
+    check_size(model, settings)
+    return settings
+
+
+def check_size(model: Model, settings: dict) -> None:
+    multiple = 8 * model.vae.factor
+    if settings["size"] % multiple:
+        raise UserError(f"--size {settings['size']}: must be a multiple of {multiple}")
+    motion = model.unet.config.motion
+    if motion is not None and settings["frames"] > motion.max_frames:
+        raise UserError(f"--frames {settings['frames']}: this motion module was trained for at most "
+                        f"{motion.max_frames}")

@@ -1,0 +1,70 @@
+"""Every number of the method, one a line, with where it comes from.
+
+"supplement" is the paper's supplementary material, section 1 unless said otherwise. "open" marks what
+it does not say; docs/method.md lists each with the alternative and the evidence. Each entry is a
+command-line flag of train.py or sample.py, and `TINY` says what differs for small models.
+"""
+
+from .config import SD15_UNET
+from .unet import UNet
+
+COMMON = {
+    "size": 256,                    # pixels along each side; supplement
+    "frames": 16,                   # supplement
+    "fps": 8.0,                     # supplement
+}
+SAMPLING = {
+    "sampling_steps": 25,           # DDIM; supplement
+    "guidance": 9.0,                # classifier-free guidance; supplement
+}
+TRAINING = {
+    "rank": 32,                     # supplement
+    "dropout": 0.1,                 # supplement
+    "betas": (0.9, 0.99),           # Lion's; supplement
+    "weight_decay": 0.1,            # supplement
+}
+STAGES = ("spatial", "temporal", "ttt")
+PAPER = {
+    "sampling": COMMON | SAMPLING,
+    "spatial": COMMON | SAMPLING | TRAINING | {
+        "steps": 500,               # supplement
+        "learning_rate": 1e-5,      # supplement
+        "spatial_layers": (2, 6),   # W_s of layers 2 and 6; supplement, section 3
+        "batch_size": 1,            # open: images a step
+    },
+    "temporal": COMMON | SAMPLING | TRAINING | {
+        "steps": 500,               # supplement
+        "learning_rate": 5e-5,      # supplement
+        "temporal_layers": (2, 5),  # W_t of layers 2 and 5; supplement, section 3
+        "debiased": True,           # open: add MotionDirector's appearance-debiased term
+    },
+    "ttt": COMMON | SAMPLING | TRAINING | {
+        "steps": 30,                # supplement, section 2.2 and table 4
+        "learning_rate": 1e-6,      # supplement
+        "reference_steps": 5,       # DDIM steps f of the references; supplement, table 4
+        "reference_guidance": 9.0,  # open: as in sampling
+        "reference_noise": "independent",   # open: the noises of the appearance reference's frames
+        "reference_timestep": "uniform",    # open: where the references are noised
+    },
+}
+TINY: dict[str, dict] = {           # what differs for a model of small widths
+    "sampling": {"size": 64, "guidance": 3.0},
+    "spatial": {"size": 64, "guidance": 3.0},
+    "temporal": {"size": 64, "guidance": 3.0},
+    "ttt": {"size": 64, "guidance": 3.0, "reference_guidance": 3.0},
+}
+WHY_TINY = {
+    "size": "the tiny world is 64 pixels wide",
+    "guidance": "small models are overdriven by 9",
+    "reference_guidance": "as in sampling",
+}
+
+
+def recipe_name(unet: UNet) -> str:
+    """"paper" for Stable Diffusion 1.5's widths, "tiny" for smaller ones."""
+    return "paper" if unet.config.channels == SD15_UNET.channels else "tiny"
+
+
+def recipe(stage: str, name: str) -> dict:
+    """The settings of a stage under the recipe of that name."""
+    return PAPER[stage] | (TINY[stage] if name == "tiny" else {})

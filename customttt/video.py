@@ -1,0 +1,84 @@
+"""Clips out: uint8 frames (f H W 3) -> .mp4, .gif, animated .webp, or a .png contact sheet."""
+
+from collections.abc import Sequence
+from fractions import Fraction
+from pathlib import Path
+
+import av
+from einops import rearrange
+from PIL import Image
+from torch import Tensor
+
+from .errors import UserError, writing
+
+
+def check_ending(path: str | Path) -> None:
+    """Raise UserError unless `write_video` knows the ending."""
+    if Path(path).suffix.lower() not in WRITERS:
+        raise UserError(f"--output {path}: the ending must say the format: {', '.join(WRITERS)}")
+
+
+def write_video(frames: Tensor, path: str | Path, fps: float = 8) -> None:
+    """uint8 (f H W 3) -> a file of the format that the ending names. Raises UserError."""
+    check_ending(path)
+    with writing(path) as temporary:
+        WRITERS[Path(path).suffix.lower()](to_images(frames), temporary, fps)
+
+
+def to_images(frames: Tensor) -> list[Image.Image]:
+    """uint8 (f H W 3) -> Pillow images."""
+    height, width = frames.shape[1:3]
+    return [Image.frombytes("RGB", (width, height), bytes(frame.flatten().tolist()))
+            for frame in frames]
+
+
+def contact_sheet(clips: Sequence[Tensor], every: int = 1, gap: int = 2) -> Tensor:
+    """Clips, uint8 (f H W 3), one a row, every so many frames -> one white-gapped (1 H' W' 3)."""
+    height, width = clips[0].shape[1:3]
+    columns = max(len(clip[::every]) for clip in clips)
+    sheet = clips[0].new_full((len(clips), columns, height + gap, width + gap, 3), 255)
+    for row, clip in zip(sheet, clips):
+        row[:len(clip[::every]), :height, :width] = clip[::every]
+    return rearrange(sheet, "rows columns h w c -> 1 (rows h) (columns w) c")
+
+
+def _write_mp4(images: list[Image.Image], path: Path, fps: float) -> None:
+    """H.264 in yuv420p, which every player opens; its sides must be even."""
+    width, height = (side // 2 * 2 for side in images[0].size)
+    with av.open(str(path), "w", format="mp4", options={"movflags": "+faststart"}) as container:
+        stream = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(1000),
+                                      options={"crf": "16", "preset": "slow"})
+        stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
+        for image in images:
+            frame = av.VideoFrame.from_image(image.crop((0, 0, width, height)))
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+
+
+def _write_gif(images: list[Image.Image], path: Path, fps: float) -> None:
+    """One palette for the whole clip, chosen from all its frames, and dithered: no banding."""
+    width, height = images[0].size
+    strip = Image.new("RGB", (width, height * len(images)))
+    for k, image in enumerate(images):
+        strip.paste(image, (0, k * height))
+    palette = strip.quantize(256, method=Image.Quantize.MEDIANCUT)
+    frames = [image.quantize(palette=palette, dither=Image.Dither.FLOYDSTEINBERG) for image in images]
+    frames[0].save(path, save_all=True, append_images=frames[1:], duration=round(1000 / fps), loop=0,
+                   disposal=1)
+
+
+def _write_webp(images: list[Image.Image], path: Path, fps: float) -> None:
+    images[0].save(path, save_all=True, append_images=images[1:], duration=round(1000 / fps), loop=0,
+                   quality=90, method=4)
+
+
+def _write_sheet(images: list[Image.Image], path: Path, fps: float) -> None:
+    """All frames in a row."""
+    width, height = images[0].size
+    sheet = Image.new("RGB", (width * len(images), height))
+    for k, image in enumerate(images):
+        sheet.paste(image, (k * width, 0))
+    sheet.save(path)
+
+
+WRITERS = {".mp4": _write_mp4, ".gif": _write_gif, ".webp": _write_webp, ".png": _write_sheet}

@@ -1,0 +1,98 @@
+"""Sample a video: a model, any number of LoRA files, a prompt.
+
+  python sample.py --lora output/ttt --prompt "a teddy bear is lifting weights" --output out.mp4
+
+Without further flags it runs on the embedded tiny model with what train.py left in output/ttt.
+The ending of --output chooses the format: .mp4, .gif, .webp, or .png for a contact sheet.
+"""
+
+import argparse
+from pathlib import Path
+
+from tqdm import tqdm
+
+from customttt.errors import UserError, run
+from customttt.lora import merge_lora
+from customttt.lora_files import load_lora
+from customttt.model import Model
+from customttt.options import add_model_flags, add_recipe_flags, chosen_settings, open_model
+from customttt.recipes import COMMON, SAMPLING
+from customttt.sampling import decode_frames, sample_latents
+from customttt.video import check_ending, write_video
+
+JOINED = Path("output/ttt")
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_model_flags(parser)
+    parser.add_argument("--lora", nargs="*", metavar="FILE[:SCALE]",
+                        help="LoRA files, or folders that train.py wrote (default: output/ttt)")
+    parser.add_argument("--prompt", help="default: the one that the last LoRA was trained for")
+    parser.add_argument("--negative-prompt", default="")
+    parser.add_argument("--output", type=Path, default=Path("output/sample.mp4"), metavar="FILE")
+    parser.add_argument("--motion", action=argparse.BooleanOptionalAction, default=True,
+                        help="--no-motion takes the motion modules out: frames are separate images")
+    add_recipe_flags(parser, COMMON | SAMPLING)
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = parse()
+    check_ending(args.output)
+    model, _ = open_model(args)
+    settings = chosen_settings(args, "sampling", model)
+    if args.motion and model.unet.config.motion is None:
+        raise UserError(f"--model {args.model} has no motion module: give one with --motion-module, "
+                        f"or sample images with --no-motion")
+    loras = args.lora
+    if loras is None:
+        loras = [JOINED] if (JOINED / "adapter.safetensors").exists() else []
+    prompt = apply_loras(model, loras)
+    if args.prompt is not None:
+        prompt = args.prompt
+    if prompt is None:
+        raise UserError("--prompt: say what the video shows")
+
+    print(f"prompt: {prompt}")
+    latents = sample_latents(model, prompt, settings["sampling_steps"], settings["guidance"],
+                             settings["frames"], settings["size"], args.seed, args.negative_prompt,
+                             motion=args.motion)
+    for z in tqdm(latents, desc="sampling", total=settings["sampling_steps"], unit="step"):
+        pass
+    write_video(decode_frames(model, z), args.output, settings["fps"])
+    print(f"written: {args.output}")
+
+
+def apply_loras(model: Model, loras: list[str | Path]) -> str | None:
+    """Merge the files into the model. Returns the prompt that the last one says it is for."""
+    prompt = None
+    for given in loras:
+        path, scale = split_scale(str(given))
+        if path.is_dir():
+            path = path / "adapter.safetensors"
+        file = load_lora(model.unet, path, scale, text_encoder=model.text_encoder)
+        print(f"{path}: {file.tensors} tensors applied at scale {scale:g}")
+        for sentence in file.left_out:
+            print(f"{path}: {sentence}")
+        base = file.metadata.get("base_model", model.name)
+        if base != model.name:
+            print(f"{path}: was trained on {base}, is used on {model.name}")
+        prompt = file.metadata.get("prompt", prompt)
+    merge_lora(model.unet)
+    merge_lora(model.text_encoder)
+    return prompt
+
+
+def split_scale(text: str) -> tuple[Path, float]:
+    """"file.safetensors:0.8" -> the path and 0.8; without a number, 1."""
+    path, colon, number = text.rpartition(":")
+    try:
+        return (Path(path), float(number)) if colon else (Path(text), 1.0)
+    except ValueError:
+        return Path(text), 1.0
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,194 @@
+"""Train one of the three stages of CustomTTT: the subject, the motion, and the two joined.
+
+  python train.py --stage spatial  --data IMAGE_OR_FOLDER... --prompt "a teddy bear"
+  python train.py --stage temporal --data VIDEO... --prompt "a man is lifting weights"
+  python train.py --stage ttt      --prompt "a teddy bear is lifting weights"
+
+Without further flags each runs on the embedded tiny model and its examples, and finds the output of
+the stage before it. Every number of the paper's recipe is a flag.
+"""
+
+import argparse
+from pathlib import Path
+
+import torch
+from einops import rearrange
+from torch import Tensor
+from tqdm import tqdm
+
+from customttt.diffusion import ddim_timesteps
+from customttt.errors import UserError, run
+from customttt.images import (IMAGE_ENDINGS, VIDEO_ENDINGS, caption_beside, find_files, read_image,
+                              read_video)
+from customttt.lora import active, add_lora
+from customttt.lora_files import load_lora
+from customttt.model import Model
+from customttt.options import add_model_flags, add_recipe_flags, chosen_settings, open_model
+from customttt.recipes import PAPER, STAGES
+from customttt.sampling import ddim, decode_frames, initial_noise
+from customttt.stages import TestTimeTraining, spatial_loss, temporal_loss
+from customttt.training import Run, fit
+from customttt.video import contact_sheet, write_video
+
+EXAMPLES = Path("weights/tiny/examples")
+OUTPUT = Path("output")
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--stage", required=True, choices=STAGES)
+    add_model_flags(parser)
+    parser.add_argument("--data", nargs="+", type=Path, metavar="PATH",
+                        help="images or folders of them (spatial), videos (temporal)")
+    parser.add_argument("--prompt", help="what the data shows, or what to join (default: the text "
+                        "file beside the data; for ttt, the two stages' prompts joined)")
+    parser.add_argument("--output", type=Path, help="folder (default: output/STAGE)")
+    parser.add_argument("--spatial", type=Path, default=OUTPUT / "spatial", metavar="A",
+                        help="ttt: adapter file or folder of the spatial stage")
+    parser.add_argument("--temporal", type=Path, default=OUTPUT / "temporal", metavar="B",
+                        help="ttt: adapter file or folder of the temporal stage")
+    parser.add_argument("--appearance-prompt", help="ttt: of the appearance reference")
+    parser.add_argument("--motion-prompt", help="ttt: of the motion reference")
+    parser.add_argument("--resume", action="store_true", help="go on from the last checkpoint")
+    parser.add_argument("--checkpoint-every", type=int, default=100, metavar="STEPS")
+    parser.add_argument("--sheet-every", type=int, default=0, metavar="STEPS",
+                        help="draw a contact sheet of samples every so many steps, and at the end")
+    parser.add_argument("--gradient-checkpointing", action="store_true",
+                        help="less memory, about a third more time")
+    add_recipe_flags(parser, PAPER["spatial"] | PAPER["temporal"] | PAPER["ttt"])
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = parse()
+    args.output = args.output or OUTPUT / args.stage
+    model, precision = open_model(args)
+    settings = chosen_settings(args, args.stage, model)
+    model.unet.gradient_checkpointing = args.gradient_checkpointing
+    torch.manual_seed(args.seed)        # the LoRA's start
+    prepare = {"spatial": spatial, "temporal": temporal, "ttt": test_time_training}[args.stage]
+    names, losses, prompt, metadata = prepare(args, model, settings)
+
+    draw = sheet_drawer(model, names, prompt, settings, motion=args.stage != "spatial")
+    model.text_encoder = model.vae.encoder = None       # their work is done: free the memory
+    metadata |= {"prompt": prompt, "base_model": model.name, "rank": settings["rank"], "scale": 1,
+                 "recipe": settings}
+    finished = fit(Run(args.output, model.unet, names, losses, settings, metadata, precision,
+                       args.seed, args.checkpoint_every, args.sheet_every, draw), args.resume)
+    if finished:
+        print(f"trained: {args.output / 'adapter.safetensors'}")
+    else:
+        print("stopped and saved; go on with the same command and --resume")
+
+
+def spatial(args: argparse.Namespace, model: Model, settings: dict) -> tuple:
+    """Stage (a): images of the subject; LoRA on the spatial transformers of layers 2 and 6."""
+    paths = args.data or [EXAMPLES / "subject"]
+    files = find_files(paths, IMAGE_ENDINGS, "image")
+    prompts = prompts_of(args.prompt, paths, files)
+    pixels = torch.stack([read_image(file, settings["size"])
+                          for file in tqdm(files, desc="images", leave=False)])
+    z = encode(model, rearrange(pixels, "n c h w -> n c 1 h w"), args.seed)
+    text = model.encode_text(prompts)
+    layers = settings["spatial_layers"]
+    add_lora(model.unet, "spatial", layers, settings["rank"], settings["dropout"])
+
+    def losses(generator):
+        return spatial_loss(model.unet, z, text, settings["batch_size"], generator)
+    return ("spatial",), losses, prompts[0], {"kind": "spatial", "spatial_layers": layers}
+
+
+def temporal(args: argparse.Namespace, model: Model, settings: dict) -> tuple:
+    """Stage (b): a clip of the motion; LoRA on the motion modules of layers 2 and 5."""
+    require_motion(model)
+    paths = args.data or [EXAMPLES / "motion.mp4"]
+    files = find_files(paths, VIDEO_ENDINGS, "video")
+    prompts = prompts_of(args.prompt, paths, files)
+    z = encode(model, torch.stack([
+        read_video(file, settings["frames"], settings["fps"], settings["size"])
+        for file in tqdm(files, desc="videos", leave=False)]), args.seed)
+    text = model.encode_text(prompts)
+    layers = settings["temporal_layers"]
+    add_lora(model.unet, "temporal", layers, settings["rank"], settings["dropout"])
+
+    def losses(generator):
+        return temporal_loss(model.unet, z, text, settings["debiased"], generator)
+    return ("temporal",), losses, prompts[0], {"kind": "temporal", "temporal_layers": layers}
+
+
+def test_time_training(args: argparse.Namespace, model: Model, settings: dict) -> tuple:
+    """Stage (c): both adapters twice, as frozen references and as the student that they guide."""
+    require_motion(model)
+    metadata = {"kind": "joined"}
+    for kind, given in (("spatial", args.spatial), ("temporal", args.temporal)):
+        file = given / "adapter.safetensors" if given.is_dir() else given
+        if not file.is_file():
+            raise UserError(f"--{kind} {given}: no adapter there; run --stage {kind} first, or name "
+                            f"its adapter.safetensors")
+        load_lora(model.unet, file, name=f"{kind}_reference")
+        read = load_lora(model.unet, file, name=kind, dropout=settings["dropout"])
+        if read.metadata.get("kind") != kind:
+            raise UserError(f"--{kind} {file}: holds a {read.metadata.get('kind', 'foreign')} LoRA, "
+                            f"not what --stage {kind} trains")
+        metadata |= {f"{kind}_layers": read.metadata[f"{kind}_layers"],
+                     f"{kind}_prompt": read.metadata["prompt"]}
+        settings["rank"] = int(read.metadata["rank"])
+
+    subject, motion = metadata["spatial_prompt"], metadata["temporal_prompt"]
+    doing = motion.partition(" is ")[2]         # "a man is lifting weights" -> "lifting weights"
+    prompt = args.prompt or f"{subject} is {doing}"
+    appearance_prompt = args.appearance_prompt or f"{subject} is doing something"
+    motion_prompt = args.motion_prompt or f"an object is {doing}"
+    if not doing and None in (args.prompt, args.motion_prompt):
+        raise UserError(f"the motion's prompt \"{motion}\" does not say \"... is ...\": give --prompt "
+                        f"and --motion-prompt")
+    print(f"target: {prompt}\nappearance reference: {appearance_prompt}\n"
+          f"motion reference: {motion_prompt}")
+    shape = initial_noise(model, settings["frames"], settings["size"], seed=0).shape
+    texts = model.encode_text([prompt, appearance_prompt, motion_prompt, ""]).split(1)
+    metadata |= {"appearance_prompt": appearance_prompt, "motion_prompt": motion_prompt}
+    stage = TestTimeTraining(model.unet, shape, *texts, settings)
+    return ("spatial", "temporal"), stage.losses, prompt, metadata
+
+
+def require_motion(model: Model) -> None:
+    if model.unet.config.motion is None:
+        raise UserError(f"--model {model.name} has no motion module: give one with --motion-module")
+
+
+def prompts_of(given: str | None, paths: list[Path], files: list[Path]) -> list[str]:
+    """One prompt a file: the text file beside it, else --prompt, else the one beside its folder."""
+    default = given if given is not None else caption_beside(paths[0])
+    prompts = [caption_beside(file) or default for file in files]
+    if None in prompts:
+        raise UserError(f"--prompt: say what {files[prompts.index(None)]} shows, or put the words "
+                        f"into {files[prompts.index(None)].with_suffix('.txt')}")
+    return prompts
+
+
+@torch.no_grad()
+def encode(model: Model, pixels: Tensor, seed: int) -> Tensor:
+    """(n 3 f H W) -> sampled latents (n 4 f h w), fp32, one image at a time."""
+    generator = torch.Generator().manual_seed(seed)
+    images = rearrange(pixels, "n c f h w -> (n f) 1 c h w").to(model.device, model.dtype)
+    z = torch.cat([model.vae.encode(image, generator).float()
+                   for image in tqdm(images, desc="encoding", leave=False)])
+    return rearrange(z, "(n f) c h w -> n c f h w", n=len(pixels))
+
+
+def sheet_drawer(model: Model, names: tuple[str, ...], prompt: str, settings: dict, motion: bool):
+    """A function that samples the prompt with the trained adapters and writes a contact sheet."""
+    text, empty = model.encode_text([prompt, ""]).split(1)
+    noise = initial_noise(model, settings["frames"] if motion else 4, settings["size"], seed=0)
+
+    def draw(path: Path) -> None:
+        with active(model.unet, *names):
+            *_, z = ddim(model.unet, noise.to(model.device), text, empty,
+                         ddim_timesteps(settings["sampling_steps"]), settings["guidance"], motion)
+        write_video(contact_sheet([decode_frames(model, z)]), path)
+    return draw
+
+
+if __name__ == "__main__":
+    run(main)
