@@ -1,16 +1,19 @@
-"""A small model folder with RANDOM weights, made in a second: it draws noise, not pictures.
+"""A model folder with RANDOM weights, made in a second: it draws noise, not pictures.
 
-  python -m customttt.random_model FOLDER [--motion-version 3]
+  python -m customttt.random_model FOLDER [--motion-version 3] [--full-size]
 
-It has Stable Diffusion 1.5's folder layout and the nine layers at small widths; tests use it.
+It has Stable Diffusion 1.5's folder layout and the nine layers at small widths; tests use it. With
+--full-size it has Stable Diffusion 1.5's own widths (3 GB), to try memory and speed.
 """
 
 import argparse
+from dataclasses import replace
 
 import torch
 
 from .clip import TextEncoder
-from .config import MotionConfig, TextConfig, UNetConfig, VAEConfig
+from .config import (ANIMATEDIFF_V1, ANIMATEDIFF_V2, ANIMATEDIFF_V3, SD15_TEXT, SD15_UNET, SD15_VAE,
+                     TextConfig, UNetConfig, VAEConfig)
 from .errors import run
 from .model import Model
 from .save import save_model
@@ -19,22 +22,26 @@ from .unet import UNet
 from .vae import VAE
 
 
-def random_model(motion_version: int | None = 3, seed: int = 0) -> Model:
+VERSIONS = {None: None, 1: ANIMATEDIFF_V1, 2: ANIMATEDIFF_V2, 3: ANIMATEDIFF_V3}
+
+
+def random_model(motion_version: int | None = 3, full_size: bool = False, seed: int = 0) -> Model:
     """A random model in memory; `motion_version` None leaves the motion modules out."""
     torch.manual_seed(seed)
+    motion = VERSIONS[motion_version]
     symbols = sorted(byte_symbols())
     tokens = [*symbols, *(symbol + "</w>" for symbol in symbols), START, END]
     tokenizer = Tokenizer({token: i for i, token in enumerate(tokens)}, merges=[])
-    motion = None if motion_version is None else MotionConfig(
-        motion_version, max_frames=24 if motion_version == 1 else 32, heads=4)
-    return Model(
-        "random", tokenizer,
-        TextEncoder(TextConfig(len(tokens), width=32, layers=2, heads=4, inner_width=64, length=77)),
-        VAE(VAEConfig(channels=(16, 16, 32, 32), resnets=1, latent_channels=4, groups=8,
-                      scale=0.18215)),
-        UNet(UNetConfig(channels=(32, 32, 64, 64), latent_channels=4, text_width=32, heads=4,
-                        groups=8, motion=motion)),
-        torch.device("cpu"), torch.float32)
+    if full_size:
+        text, vae, unet = SD15_TEXT, SD15_VAE, replace(SD15_UNET, motion=motion)
+    else:
+        text = TextConfig(len(tokens), width=32, layers=2, heads=4, inner_width=64, length=77)
+        vae = VAEConfig(channels=(16, 16, 32, 32), resnets=1, latent_channels=4, groups=8,
+                        scale=0.18215)
+        unet = UNetConfig(channels=(32, 32, 64, 64), latent_channels=4, text_width=32, heads=4,
+                          groups=8, motion=motion and replace(motion, heads=4))
+    return Model("random", tokenizer, TextEncoder(text).eval(), VAE(vae).eval(), UNet(unet).eval(),
+                 torch.device("cpu"), torch.float32)
 
 
 def main() -> None:
@@ -42,8 +49,10 @@ def main() -> None:
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder")
     parser.add_argument("--motion-version", type=int, choices=[1, 2, 3], default=3)
+    parser.add_argument("--full-size", action="store_true", help="Stable Diffusion 1.5's widths")
     args = parser.parse_args()
-    save_model(random_model(args.motion_version), args.folder, torch.float32)
+    model = random_model(args.motion_version, args.full_size)
+    save_model(model, args.folder, torch.float16 if args.full_size else torch.float32)
     print(f"written: {args.folder} (random weights: it draws noise)")
 
 
