@@ -72,7 +72,7 @@ def change_inside(frames: Tensor, trajectory: Tensor) -> float:
     at the places that `measure_trajectory` found: what a spinning subject has and a still one
     has not."""
     pictures = as_pictures(frames)
-    f, _, h, w = pictures.shape
+    h, w = pictures.shape[-2:]
     x, y, size = trajectory.T[..., None, None]
     grid = torch.linspace(-1, 1, 24)
     places = torch.stack([(x + size * grid) / w * 2 - 1 + 0 * grid[:, None],

@@ -1,0 +1,44 @@
+"""Write the example data: images of one held-out subject, a clip of one held-out motion.
+
+  python -m customttt.tiny.examples weights/tiny/examples
+
+Neither was ever seen in pretraining (world.py holds both out by construction); the words of their
+captions were.
+"""
+
+import argparse
+from pathlib import Path
+
+from torch import Generator
+
+from ..errors import run, writing
+from ..video import write_video
+from .world import HELD_OUT_MOTIONS, HELD_OUT_SUBJECTS, SCENES, Motion, Subject, make_clip, render
+
+SUBJECT = HELD_OUT_SUBJECTS["teddy in a red bow"]
+MOTION = HELD_OUT_MOTIONS["flat eight"]
+
+
+def write_examples(folder: Path, seed: int = 7) -> None:
+    """subject/0.png ... in five scenes, subject.txt; motion.mp4, motion.txt."""
+    generator = Generator().manual_seed(seed)
+    still = Motion("standing still", "standing still")
+    for k, scene in enumerate(SCENES):
+        clip = make_clip(SUBJECT, still, scene, generator)
+        write_video(render(clip, slice(0, 1)), folder / "subject" / f"{k}.png")
+    clip = make_clip(Subject("ball", ("red",)), MOTION, "grass", generator)
+    write_video(render(clip), folder / "motion.mp4")
+    for name, text in (("subject", f"a {SUBJECT.kind}"), ("motion", clip.caption)):
+        with writing(folder / f"{name}.txt") as temporary:
+            temporary.write_text(text + "\n", encoding="utf-8")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path)
+    write_examples(parser.parse_args().folder)
+
+
+if __name__ == "__main__":
+    run(main)
