@@ -14,7 +14,7 @@ from diffusers import (AutoencoderKL, DDIMScheduler, MotionAdapter, UNet2DCondit
                        UNetMotionModel)
 from diffusers.models.resnet import ResnetBlock2D
 from diffusers.models.unets.unet_motion_model import AnimateDiffTransformer3D
-from einops import rearrange, repeat
+from einops import rearrange
 from lion_pytorch import Lion as ReferenceLion
 from peft import LoraConfig, inject_adapter_in_model
 from peft.tuners.lora import LoraLayer
@@ -128,7 +128,7 @@ def test_vae_sample_is_the_reference_s():
 
 def test_text_encoder():
     ours = perturbed(random_model().text_encoder)
-    theirs = CLIPTextModel(CLIPTextConfig(**save.text_json(ours.config)))
+    theirs = CLIPTextModel(CLIPTextConfig(**save.text_json(ours.config), bos_token_id=0, eos_token_id=1))
     carry(ours, theirs, text_names(theirs))
     ids = torch.randint(0, ours.config.vocabulary, (3, 77))
     assert relative_error(ours(ids), theirs(ids).last_hidden_state) <= TOLERANCE
@@ -211,22 +211,20 @@ def test_diffusers_own_motion_norm_agrees_on_one_frame():
 # ------------------------------------------------------------------ one text a layer
 
 def test_nine_texts_are_nine_hooks():
-    ours, (latents, timesteps, text) = perturbed(random_model(2).unet), clip_inputs()
+    ours, (latents, timesteps, text) = perturbed(random_model(2).unet), clip_inputs(frames=5)
     texts = torch.randn(9, *text.shape)
     theirs = reference_video_unet(ours)
     blocks = [*theirs.down_blocks, theirs.mid_block, *theirs.up_blocks]
-    hooked = [block.register_forward_pre_hook(partial(substitute, each), with_kwargs=True)
-              for block, each in zip(blocks, texts)]
-    assert len(hooked) == 9
+    for block, each in zip(blocks, texts, strict=True):
+        block.register_forward_pre_hook(partial(substitute, each.repeat_interleave(5, dim=0)),
+                                        with_kwargs=True)
     expected = run_reference(theirs, latents, timesteps, text)
     assert relative_error(ours(latents, timesteps, list(texts)), expected) <= TOLERANCE
 
 
 def substitute(text, block, args, kwargs):
-    if "encoder_hidden_states" in kwargs:
-        frames = len(kwargs["hidden_states"]) // len(text)
-        kwargs["encoder_hidden_states"] = text.repeat_interleave(frames, dim=0)
-    return args, kwargs
+    """A forward pre-hook: another text for this block, where it reads one."""
+    return args, kwargs | {key: text for key in kwargs if key == "encoder_hidden_states"}
 
 
 @pytest.mark.parametrize("i", range(9))

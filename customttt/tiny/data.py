@@ -4,11 +4,16 @@ Axes: n images or clips, H W pixels.
 """
 
 from collections import Counter
+from pathlib import Path
 
 import torch
+from einops import rearrange
 from torch import Generator, Tensor
+from tqdm import trange
 
+from ..errors import writing
 from ..tokenizer import END, START, Tokenizer, byte_symbols
+from ..vae import VAE
 from . import world
 from .judge import as_pixels
 from .world import Clip, choice, uniform
@@ -79,3 +84,26 @@ def fits(named: list[tuple], clips: list[Clip]) -> Tensor:
     truth = [(clip.subject.kind, clip.subject.colours[0], clip.scene) for clip in clips]
     return torch.tensor([[all(said in (None, true) for said, true in zip(caption, image))
                           for caption in named] for image in truth])
+
+
+@torch.no_grad()
+def cached_latents(path: Path, vae: VAE, count: int, seed: int,
+                   frames: int) -> tuple[list[Clip], Tensor]:
+    """`count` clips and their latents (n 4 f h w) in fp16: of all frames, or of one at random.
+
+    Encoded once: kept in `path`, to be deleted when the VAE changes.
+    """
+    generator = Generator().manual_seed(seed)
+    clips = draw_clips(generator, count)
+    if path.is_file():
+        return clips, torch.load(path, weights_only=True)
+    latents, chunk = [], 32 // frames
+    for start in trange(0, count, chunk, desc=f"encoding {path.stem}", mininterval=5):
+        some = clips[start:start + chunk]
+        pixels = draw_frames(generator, some)[0] if frames == 1 else as_pixels(
+            torch.cat([world.render(clip) for clip in some]))
+        latents.append(rearrange(vae.encode(pixels), "(n f) c h w -> n c f h w", f=frames).half())
+    latents = torch.cat(latents)
+    with writing(path) as temporary:
+        torch.save(latents, temporary)
+    return clips, latents

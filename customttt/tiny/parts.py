@@ -1,0 +1,79 @@
+"""One part of a model folder at a time, for training the next one on it; and the tiny CLIP.
+
+`load_model` wants all parts and no image tower. Here `clip/` holds both towers in transformers'
+layout of a CLIPModel, because the scores are made of them.
+"""
+
+from pathlib import Path
+
+import torch
+
+from .. import keys
+from ..clip import CLIP, TextEncoder
+from ..config import MotionConfig, VisionConfig, text_config, unet_config, vae_config
+from ..files import fill, read_json, read_tensors
+from ..model import WEIGHTS
+from ..save import save_part, text_json
+from ..tokenizer import END, Tokenizer
+from ..unet import UNet
+from ..vae import VAE
+
+
+def save_clip(clip: CLIP, tokenizer: Tokenizer, folder: Path) -> None:
+    """Write `clip/`, fp16."""
+    vision, projection = clip.vision_model.config, clip.text_projection.out_features
+    config = {
+        "architectures": ["CLIPModel"], "model_type": "clip", "projection_dim": projection,
+        # The end token's id makes transformers pool there, as `CLIP` does.
+        "text_config": text_json(clip.text_model.config) | {
+            "projection_dim": projection, "eos_token_id": tokenizer.end},
+        "vision_config": {
+            "model_type": "clip_vision_model", "hidden_size": vision.width,
+            "num_hidden_layers": vision.layers, "num_attention_heads": vision.heads,
+            "intermediate_size": vision.inner_width, "image_size": vision.image_size,
+            "patch_size": vision.patch, "projection_dim": projection,
+            "hidden_act": "quick_gelu", "layer_norm_eps": 1e-5}}
+    save_part(clip, keys.public_clip, config, folder / "clip" / "model.safetensors", torch.float16)
+
+
+def load_clip(folder: str | Path) -> tuple[CLIP, Tokenizer]:
+    """Both towers, and the tokenizer beside them."""
+    folder = Path(folder) / "clip"
+    config = read_json(folder / "config.json")
+    vision = config["vision_config"]
+    text = text_config(config["text_config"], str(folder / "config.json"))
+    with torch.device("meta"):
+        clip = CLIP(text, VisionConfig(vision["hidden_size"], vision["num_hidden_layers"],
+                                       vision["num_attention_heads"], vision["intermediate_size"],
+                                       vision["image_size"], vision["patch_size"]),
+                    config["projection_dim"])
+    filled(clip, folder / "model.safetensors", keys.public_clip)
+    return clip.eval(), Tokenizer.from_folder(folder.parent / "tokenizer", text.length)
+
+
+def load_text_encoder(folder: Path) -> tuple[TextEncoder, Tokenizer]:
+    part = folder / "text_encoder"
+    with torch.device("meta"):
+        encoder = TextEncoder(text_config(read_json(part / "config.json"), str(part)))
+    filled(encoder, part / "model.safetensors", keys.public_text)
+    return encoder.eval(), Tokenizer.from_folder(folder / "tokenizer", encoder.config.length)
+
+
+def load_vae(folder: Path) -> VAE:
+    part = folder / "vae"
+    with torch.device("meta"):
+        vae = VAE(vae_config(read_json(part / "config.json"), str(part)))
+    filled(vae, part / WEIGHTS, keys.diffusers_vae)
+    return vae.eval()
+
+
+def load_image_unet(folder: Path, motion: MotionConfig | None = None) -> UNet:
+    """The image UNet, with new motion modules where their config is given."""
+    part = folder / "unet"
+    unet = UNet(unet_config(read_json(part / "config.json"), motion, str(part)))
+    filled(unet, part / WEIGHTS, keys.diffusers_unet, lambda name: not keys.is_motion(name))
+    return unet
+
+
+def filled(module, file: Path, public, only=lambda name: True) -> None:
+    fill(module, read_tensors(file), public, str(file), only=only)
