@@ -11,7 +11,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from customttt.errors import UserError, run
+from customttt.errors import UserError, check_writable, run
 from customttt.lora import merge_lora
 from customttt.lora_files import load_lora
 from customttt.model import Model
@@ -56,6 +56,7 @@ def main() -> None:
         raise UserError("--prompt: say what the video shows")
 
     print(f"prompt: {prompt}")
+    check_writable(args.output)
     latents = sample_latents(model, prompt, settings["sampling_steps"], settings["guidance"],
                              settings["frames"], settings["size"], args.seed, args.negative_prompt,
                              motion=args.motion)
@@ -74,7 +75,7 @@ def apply_loras(model: Model, loras: list[str | Path]) -> str | None:
             path = path / "adapter.safetensors"
         file = load_lora(model.unet, path, scale, text_encoder=model.text_encoder)
         print(f"{path}: {file.tensors} tensors applied at scale {scale:g}")
-        for sentence in file.left_out:
+        for sentence in file.notes:
             print(f"{path}: {sentence}")
         base = file.metadata.get("base_model", model.name)
         if base != model.name:

@@ -62,6 +62,9 @@ def parse() -> argparse.Namespace:
 
 def main() -> None:
     args = parse()
+    for flag, least in (("checkpoint_every", 1), ("sheet_every", 0)):
+        if getattr(args, flag) < least:
+            raise UserError(f"--{flag.replace('_', '-')}: must be at least {least}")
     args.output = args.output or OUTPUT / args.stage
     model, precision = open_model(args)
     settings = chosen_settings(args, args.stage, model)
@@ -86,7 +89,7 @@ def spatial(args: argparse.Namespace, model: Model, settings: dict) -> tuple:
     """Stage (a): images of the subject; LoRA on the spatial transformers of layers 2 and 6."""
     paths = args.data or [EXAMPLES / "subject"]
     files = find_files(paths, IMAGE_ENDINGS, "image")
-    prompts = prompts_of(args.prompt, paths, files)
+    prompts = prompts_of(args.prompt, files)
     pixels = torch.stack([read_image(file, settings["size"])
                           for file in tqdm(files, desc="images", leave=False)])
     z = encode(model, rearrange(pixels, "n c h w -> n c 1 h w"), args.seed)
@@ -104,7 +107,7 @@ def temporal(args: argparse.Namespace, model: Model, settings: dict) -> tuple:
     require_motion(model)
     paths = args.data or [EXAMPLES / "motion.mp4"]
     files = find_files(paths, VIDEO_ENDINGS, "video")
-    prompts = prompts_of(args.prompt, paths, files)
+    prompts = prompts_of(args.prompt, files)
     z = encode(model, torch.stack([
         read_video(file, settings["frames"], settings["fps"], settings["size"])
         for file in tqdm(files, desc="videos", leave=False)]), args.seed)
@@ -120,6 +123,8 @@ def temporal(args: argparse.Namespace, model: Model, settings: dict) -> tuple:
 def test_time_training(args: argparse.Namespace, model: Model, settings: dict) -> tuple:
     """Stage (c): both adapters twice, as frozen references and as the student that they guide."""
     require_motion(model)
+    if args.rank is not None:
+        raise UserError("--rank: stage ttt takes the rank of the adapters that it joins; leave it out")
     metadata = {"kind": "joined"}
     for kind, given in (("spatial", args.spatial), ("temporal", args.temporal)):
         file = given / "adapter.safetensors" if given.is_dir() else given
@@ -137,9 +142,10 @@ def test_time_training(args: argparse.Namespace, model: Model, settings: dict) -
 
     subject, motion = metadata["spatial_prompt"], metadata["temporal_prompt"]
     doing = motion.partition(" is ")[2]         # "a man is lifting weights" -> "lifting weights"
-    prompt = args.prompt or f"{subject} is {doing}"
-    appearance_prompt = args.appearance_prompt or f"{subject} is doing something"
-    motion_prompt = args.motion_prompt or f"an object is {doing}"
+    prompt = f"{subject} is {doing}" if args.prompt is None else args.prompt
+    appearance_prompt = (f"{subject} is doing something" if args.appearance_prompt is None
+                         else args.appearance_prompt)
+    motion_prompt = f"an object is {doing}" if args.motion_prompt is None else args.motion_prompt
     if not doing and None in (args.prompt, args.motion_prompt):
         raise UserError(f"the motion's prompt \"{motion}\" does not say \"... is ...\": give --prompt "
                         f"and --motion-prompt")
@@ -157,13 +163,14 @@ def require_motion(model: Model) -> None:
         raise UserError(f"--model {model.name} has no motion module: give one with --motion-module")
 
 
-def prompts_of(given: str | None, paths: list[Path], files: list[Path]) -> list[str]:
+def prompts_of(given: str | None, files: list[Path]) -> list[str]:
     """One prompt a file: the text file beside it, else --prompt, else the one beside its folder."""
-    default = given if given is not None else caption_beside(paths[0])
-    prompts = [caption_beside(file) or default for file in files]
+    prompts = [caption_beside(file) or (caption_beside(file.parent) if given is None else given)
+               for file in files]
     if None in prompts:
         raise UserError(f"--prompt: say what {files[prompts.index(None)]} shows, or put the words "
                         f"into {files[prompts.index(None)].with_suffix('.txt')}")
+    print("prompt: " + "\n        ".join(dict.fromkeys(prompts)))
     return prompts
 
 

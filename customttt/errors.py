@@ -5,9 +5,11 @@ import errno
 import os
 import sys
 import tempfile
+import warnings
 from pathlib import Path
 
 import torch
+from tqdm import tqdm
 
 
 class UserError(Exception):
@@ -16,6 +18,7 @@ class UserError(Exception):
 
 def run(main) -> None:
     """Call `main()` as a command line: a UserError is printed without traceback, exit code 2."""
+    warnings.showwarning = lambda message, *_: _say(f"warning: {message}")
     try:
         main()
     except UserError as error:
@@ -30,8 +33,12 @@ def run(main) -> None:
 
 
 def _fail(sentence: str, code: int) -> int:
-    print(f"error: {sentence}", file=sys.stderr)
+    _say(f"error: {sentence}")
     return code
+
+
+def _say(line: str) -> None:
+    tqdm.write(line, file=sys.stderr)       # on a line of its own, also where a bar is half drawn
 
 
 @contextlib.contextmanager
@@ -62,6 +69,16 @@ def writing(path: str | Path):
         if temporary is not None:
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(temporary)
+
+
+def check_writable(path: str | Path) -> None:
+    """Raise UserError now, and not after hours of work, if `path` could not be written."""
+    with contextlib.suppress(_OnlyAsked), writing(path):
+        raise _OnlyAsked
+
+
+class _OnlyAsked(Exception):
+    pass
 
 
 def _umask() -> int:

@@ -3,6 +3,7 @@
 import json
 import pickle
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -44,6 +45,46 @@ def read_tensors(path: str | Path) -> dict[str, Tensor]:
     return {key: value for key, value in content.items() if isinstance(value, Tensor)}
 
 
+class WeightFile:
+    """A safetensors file that is mapped anew after every 32 MB.
+
+    Pages that were read count as memory until their mapping is closed: without this, a file that is
+    converted to another dtype would stay in memory beside the weights made of it.
+    """
+
+    def __init__(self, path: Path):
+        self.path, self.file, self.bytes = path, _open_safetensors(path), 0
+
+    def read(self, key: str) -> Tensor:
+        if self.bytes > 2 ** 25:
+            self.file, self.bytes = _open_safetensors(self.path), 0
+        tensor = self.file.get_tensor(key)
+        self.bytes += tensor.nbytes
+        return tensor
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A tensor of a weight file: its shape now, its values when `fill` wants them."""
+
+    file: WeightFile
+    key: str
+    shape: tuple[int, ...]
+
+    def to(self, device: torch.device | str, dtype: torch.dtype) -> Tensor:
+        return self.file.read(self.key).to(device=device, dtype=dtype)
+
+
+def read_weights(path: str | Path) -> dict[str, Tensor | Stored]:
+    """As `read_tensors`, for `fill`, which takes one tensor at a time."""
+    path = Path(path)
+    if path.suffix != ".safetensors":
+        return read_tensors(path)
+    file = WeightFile(path)
+    return {key: Stored(file, key, tuple(file.file.get_slice(key).get_shape()))
+            for key in file.file.keys()}
+
+
 def _open_safetensors(path: Path):
     try:
         return safe_open(path, framework="pt")
@@ -55,6 +96,9 @@ def _open_safetensors(path: Path):
 
 def _unpickle(path: Path):
     """torch.load that accepts tensors and plain containers only."""
+    with path.open("rb") as file:
+        if file.read(1) not in (b"P", b"\x80"):     # as a zip file or a pickle begins
+            raise UserError(f"{path}: not a PyTorch file; fetch it again")
     try:
         try:
             return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
@@ -67,8 +111,8 @@ def _unpickle(path: Path):
         raise UserError(f"{path}: not a whole PyTorch file ({error}); fetch it again") from error
 
 
-def fill(module: nn.Module, tensors: Mapping[str, Tensor], public: Callable[[str], str], file: str,
-         device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32,
+def fill(module: nn.Module, tensors: Mapping[str, Tensor | Stored], public: Callable[[str], str],
+         file: str, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32,
          only: Callable[[str], bool] = lambda name: True) -> None:
     """Replace the parameters of `module` (built on "meta") by the tensors of a file.
 
@@ -85,15 +129,14 @@ def fill(module: nn.Module, tensors: Mapping[str, Tensor], public: Callable[[str
     shapes = {name: p.shape for name, p in module.named_parameters()}
     wrong = []
     for key, name in wanted.items():
-        tensor = tensors[key]
-        if tensor.shape == (*shapes[name], 1, 1):       # a 1x1 convolution that is a Linear here
-            tensor = tensor[:, :, 0, 0]
-        if tensor.shape != shapes[name]:
-            wrong.append(f"{key} {tuple(tensor.shape)}, needed {tuple(shapes[name])}")
+        tensor, shape = tensors[key], shapes[name]
+        linear = len(shape) == 2 and tensor.shape == (*shape, 1, 1)     # of a 1x1 convolution
+        if tensor.shape != shape and not linear:
+            wrong.append(f"{key} {tuple(tensor.shape)}, needed {tuple(shape)}")
             continue
         owner, _, leaf = name.rpartition(".")
-        setattr(module.get_submodule(owner), leaf,
-                nn.Parameter(tensor.to(device=device, dtype=dtype), requires_grad=False))
+        value = tensor.to(device=device, dtype=dtype).reshape(shape)
+        setattr(module.get_submodule(owner), leaf, nn.Parameter(value, requires_grad=False))
     if wrong:
         raise UserError(f"{file}: {_listed('wrong shapes', wrong)}")
 

@@ -37,8 +37,9 @@ def find_files(paths: Sequence[str | Path], endings: set[str], what: str) -> lis
 
 
 def caption_beside(path: Path) -> str | None:
-    """The text of the `.txt` file beside an image or video, if there is one."""
-    text = path.with_suffix(".txt")
+    """The text of the `.txt` file beside an image, a video or a folder, if there is one."""
+    path = path.absolute()      # "." has a name too
+    text = path.parent / f"{path.name}.txt" if path.is_dir() else path.with_suffix(".txt")
     try:
         return " ".join(text.read_text(encoding="utf-8-sig").split()) if text.is_file() else None
     except (OSError, UnicodeDecodeError) as error:

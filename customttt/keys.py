@@ -13,15 +13,12 @@ SPATIAL_LAYERS = (0, 1, 2, 4, 6, 7, 8)      # 3 and 5 have no spatial transforme
 DROPPED = {
     r".*position_ids": "a constant 0, 1, 2, ...",
     r".*pos_(encoder|embed)\.pe": "sinusoids, recomputed for any clip length",
-    r"(sqrt_|log_)?(one_minus_)?alphas_cumprod(_prev)?|betas": "the noise schedule of Stable "
-        "Diffusion; AnimateDiff's is used (diffusion.py)",
-    r"sqrt_recip(m1)?_alphas_cumprod|posterior_.*": "as above",
+    r"betas|.*alphas_cumprod.*|posterior_.*": "the noise schedule of Stable Diffusion; AnimateDiff's "
+        "is used (diffusion.py)",
     r"model_ema\..*": "a second, averaged copy of the UNet",
-    r"(alphas_cumprod|log_one_minus|lvlb_weights|logvar).*": "training only",
-    r"scale_factor|model\.scale_factor": "the VAE's scale, known from its config",
-    r"(embedding_manager|safety_checker|first_stage_model\.loss)\..*": "not used here",
-    r"cond_stage_model\.(logit_scale|transformer\.text_projection\.weight)": "not used here",
-    r"cond_stage_model\.transformer\.(logit_scale|visual_projection|vision_model)\b.*": "not used",
+    r"cond_stage_model\.(logit_scale|transformer\.text_projection\.weight)": "CLIP's scores; ComfyUI "
+        "saves them along",
+    r"first_stage_model\.loss\..*|embedding_manager\..*": "of the training of VAE and prompt words",
 }
 
 

@@ -9,8 +9,10 @@ import contextlib
 from collections.abc import Iterator, Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .blocks import Upsample
 from .errors import UserError
 from .unet import UNet
 
@@ -37,9 +39,12 @@ class Adapter(nn.Module):
         nn.init.zeros_(self.up.weight)
         self.dropout = nn.Dropout(dropout)
         self.scale = scale
+        self.enlarge = 2 if isinstance(base, Upsample) else 1
         self.to(base.weight.device)
 
     def forward(self, x: Tensor) -> Tensor:
+        if self.enlarge > 1:
+            x = F.interpolate(x, scale_factor=self.enlarge, mode="nearest")
         return self.scale * self.dropout(self.up(self.down(x.to(self.down.weight.dtype))))
 
     def delta(self) -> Tensor:
@@ -56,6 +61,10 @@ class Adapted(nn.Module):
         self.base = base
         self.adapters = nn.ModuleDict()
         self.on: set[str] = set()
+
+    @property
+    def weight(self) -> Tensor:
+        return self.base.weight
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.base(x)
@@ -89,7 +98,7 @@ def targets(unet: UNet, kind: str, layers: Sequence[int], convolutions: bool = F
 
 
 def _is_linear(module: nn.Module) -> bool:
-    return isinstance(module, nn.Linear) or isinstance(module, Adapted)
+    return isinstance(module, (nn.Linear, Adapted))
 
 
 def _inside_adapted(name: str) -> bool:
@@ -153,7 +162,8 @@ def merge_lora(module: nn.Module) -> None:
     """W <- W + scale * up @ down for all adapters that are on; the modules become plain again."""
     for name, wrapped in list(adapted(module)):
         base = wrapped.base
-        weight = base.weight.float() + sum(wrapped.adapters[on].delta() for on in sorted(wrapped.on))
-        base.weight = nn.Parameter(weight.to(base.weight.dtype), requires_grad=False)
+        update = sum(wrapped.adapters[on].delta() for on in sorted(wrapped.on))
+        weight = (base.weight.float() + update).to(base.weight.dtype)
+        base.weight = nn.Parameter(weight, requires_grad=False)
         owner, _, leaf = name.rpartition(".")
         setattr(module.get_submodule(owner), leaf, base)

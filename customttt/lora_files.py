@@ -1,7 +1,7 @@
 """LoRA files: ours, and the layouts that other tools write, recognised by their keys.
 
-A file is a set of pairs: for one Linear or convolution of the UNet (or the text encoder), `down` and
-`up`. Layouts differ in what they call the module (the stem) and the two tensors (the ending).
+A file is a set of pairs: for one Linear or convolution of the UNet (or the text encoder), `down`
+and `up`. Layouts differ in what they call the module (the stem) and the two tensors (the ending).
 """
 
 import json
@@ -9,34 +9,34 @@ import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from . import keys
 from .clip import TextEncoder
 from .errors import UserError, writing
-from .files import read_metadata, read_tensors
+from .files import read_json, read_metadata, read_tensors
 from .lora import adapted, attach
 from .unet import UNet
 
-# stem, ending -> which of the two tensors (or the alpha) of the pair
-ENDINGS = [
-    (r"(?P<stem>.+)\.(lora_down|lora_A(\.default)?|lora\.down)\.weight", "down"),
-    (r"(?P<stem>.+)\.(lora_up|lora_B(\.default)?|lora\.up)\.weight", "up"),
-    (r"(?P<stem>.+)\.alpha", "alpha"),
-    (r"(?P<stem>.+\.processor\.\w+)_lora\.down\.weight", "down"),
-    (r"(?P<stem>.+\.processor\.\w+)_lora\.up\.weight", "up"),
-]
-# What these files hold instead of plain down and up, or for which other model they are made.
+# What follows a module's name (the stem) in a key, once `.processor` is taken out of it.
+PARTS = {
+    r"\.lora_down\.weight": "down", r"\.lora_up\.weight": "up",      # kohya's and ours
+    r"\.lora_A(\.\w+)?\.weight": "down",                            # peft, with or without the
+    r"\.lora_B(\.\w+)?\.weight": "up",                              # adapter's name
+    r"(\.lora(_linear_layer)?|_lora)\.down\.weight": "down",        # diffusers, new and old;
+    r"(\.lora(_linear_layer)?|_lora)\.up\.weight": "up",            # MotionLoRA
+    r"\.alpha": "alpha",
+}
+# What a file may hold that is not a plain pair for this model: pattern of a key, what it is.
 REFUSED = {
-    r".*\.(hada_|lokr_|oft_|diff|diff_b|glora|a1\.|b1\.|on_input).*|.*\.(oft_blocks|w_norm|b_norm)":
+    r"\.(hada|lokr|oft|boft)_|\.[ab][12]\.weight$|\.(diff|diff_b|w_norm|b_norm|on_input)$":
         "a LyCORIS variant other than LoRA and LoCon",
-    r".*dora_scale|.*lora_magnitude_vector.*": "DoRA",
-    r".*\.lora_mid\.weight": "LoCon with a Tucker core",
-    r"lora_te[12]_.*|text_encoder_2\..*|.*add_embedding.*|.*label_emb.*": "a LoRA for SDXL",
-    r".*transformer_blocks[._][1-9].*": "a LoRA for SDXL",
-    r".*double_blocks.*|.*single_blocks.*|.*single_transformer_blocks.*": "a LoRA for FLUX",
+    r"dora_scale|lora_magnitude_vector": "DoRA",
+    r"\.lora_mid\.weight$": "LoCon with a Tucker core",
+    r"(double|single|single_transformer)_blocks": "a LoRA for FLUX",
+    r"^lora_te[12]_|^text_encoder_2\.|transformer_blocks[._][1-9]|add_embedding|label_emb":
+        "a LoRA for SDXL or another larger model",
 }
 
 
@@ -55,11 +55,12 @@ class LoRAFile:
 
     unet: dict[str, Pair] = field(default_factory=dict)
     text: dict[str, Pair] = field(default_factory=dict)
-    left_out: list[str] = field(default_factory=list)       # sentences: what and why
+    notes: list[str] = field(default_factory=list)      # sentences: what was left out or assumed
     metadata: dict[str, str] = field(default_factory=dict)
 
     @property
     def tensors(self) -> int:
+        """How many tensors of the file apply, alphas not counted."""
         return 2 * (len(self.unet) + len(self.text))
 
 
@@ -67,9 +68,9 @@ def save_lora(unet: UNet, path: str | Path, metadata: dict | None = None,
               names: tuple[str, ...] = ("spatial", "temporal")) -> None:
     """Write the adapters of these names to a safetensors file.
 
-    Keys are dotted: `layers.2.spatial_transformers.0.block.attn1.to_q.lora_down.weight`; an adapter's
-    scale is multiplied into `lora_up`. The file's metadata says what was trained; values that are
-    not strings are written as JSON.
+    Keys are dotted: `layers.2.spatial_transformers.0.block.attn1.to_q.lora_down.weight`; an
+    adapter's scale is multiplied into `lora_up`. The file's metadata says what was trained; values
+    that are not strings are written as JSON.
     """
     tensors = {}
     for module_name, module in adapted(unet):
@@ -91,8 +92,9 @@ def load_lora(unet: UNet, path: str | Path, scale: float = 1.0, name: str | None
               text_encoder: TextEncoder | None = None, dropout: float = 0.0) -> LoRAFile:
     """Put a LoRA file of any known layout on the UNet, switched on, and return what was read.
 
-    `name`: what to call its adapter (default: the file's name). A file with text-encoder tensors
-    needs `text_encoder`. `dropout` is for training on. Raises UserError where a part would not apply; nothing is ignored silently.
+    `name`: what to call its adapter (default: after the file). A file with text-encoder tensors
+    needs `text_encoder`. `dropout` is for training on. Nothing is ignored silently: what does not
+    apply raises UserError or is in the returned file's `notes`.
     """
     file = read_lora(path, unet, text_encoder)
     for module, pairs in ((unet, file.unet), (text_encoder, file.text)):
@@ -106,7 +108,7 @@ def load_lora(unet: UNet, path: str | Path, scale: float = 1.0, name: str | None
 
 def _free_name(module: nn.Module, stem: str) -> str:
     """A name for a loaded adapter that no other adapter has."""
-    stem = re.sub(r"\W", "_", stem)
+    stem = "file_" + re.sub(r"\W", "_", stem)
     taken = {name for _, each in adapted(module) for name in each.adapters}
     return next(name for name in [stem, *(f"{stem}_{k}" for k in range(len(taken) + 1))]
                 if name not in taken)
@@ -117,36 +119,34 @@ def read_lora(path: str | Path, unet: UNet, text_encoder: TextEncoder | None = N
     path = Path(path)
     tensors = read_tensors(path)
     for pattern, what in REFUSED.items():
-        if (found := next((key for key in tensors if re.fullmatch(pattern, key)), None)) is not None:
+        if (found := next((key for key in tensors if re.search(pattern, key)), None)) is not None:
             raise UserError(f"{path}: {what} ({found}), which cannot be applied here")
-    stems = unet_stems(unet) | ({} if text_encoder is None else text_stems(text_encoder))
-    parts, unknown = {}, []
+    targets = unet_stems(unet) | ({} if text_encoder is None else text_stems(text_encoder))
+    modules, unknown = {}, []
     for key, tensor in tensors.items():
         stem, part = split_key(key)
-        if stem in stems:
-            parts.setdefault(stems[stem], {})[part] = tensor
-        else:
+        if stem not in targets:
             unknown.append(key)
+        elif part in modules.setdefault(targets[stem], {"stem": stem}):
+            raise UserError(f"{path}: holds two LoRAs for one module ({key}); split it first")
+        else:
+            modules[targets[stem]][part] = tensor
+    if not modules and not unknown:
+        raise UserError(f"{path}: no tensors in it")
     file = LoRAFile(metadata=read_metadata(path) if path.suffix == ".safetensors" else {})
-    file.left_out = _explain_unknown(path, unknown, bool(parts), unet)
-    for (where, target), pair in parts.items():
+    file.notes = _explain_unknown(path, unknown, bool(modules), unet)
+    config = _peft_config(path, file)
+    for (where, target), parts in modules.items():
         base = _module(unet if where == "unet" else text_encoder, target)
-        getattr(file, where)[target] = _pair(path, target, pair, base.weight, file.metadata)
+        getattr(file, where)[target] = _pair(path, parts, base.weight, config)
     return file
 
 
 def split_key(key: str) -> tuple[str, str]:
-    """A key -> (stem, "down", "up" or "alpha"); ("", "") if it is none of a LoRA's.
-
-    `processor.` (old diffusers, MotionLoRA) is taken out, and `to_out` gets the `.0` of its Linear.
-    """
-    for pattern, part in ENDINGS:
-        if (found := re.fullmatch(pattern, key)) is not None:
-            stem = found["stem"].removeprefix("base_model.model.").removeprefix("module.")
-            stem = stem.removeprefix("unet.")
-            if ".processor." in stem:
-                stem = re.sub(r"\.to_out$", ".to_out.0", stem.replace(".processor.", "."))
-            return stem, part
+    """A key of any layout -> its module's stem and "down", "up" or "alpha"; ("", "") for others."""
+    for ending, part in PARTS.items():
+        if (found := re.fullmatch(f"(.+?){ending}", key.replace(".processor.", "."))) is not None:
+            return re.sub(r"^(base_model\.model\.|module\.|unet\.)+", "", found[1]), part
     return "", ""
 
 
@@ -154,25 +154,28 @@ def unet_stems(unet: UNet) -> dict[str, tuple[str, str]]:
     """What any layout may call a Linear or convolution of the UNet -> ("unet", our name)."""
     stems = {}
     for name in _adaptable(unet):
-        diffusers = _stem(keys.diffusers_unet, name)
-        spellings = [_stem(str, name), diffusers]
+        diffusers = public_stem(keys.diffusers_unet, name)
         if keys.is_motion(name):
-            spellings.append(_stem(keys.original_motion, name))
+            spellings = [name, diffusers, public_stem(keys.original_motion, name)]
         else:
-            original = _stem(keys.original_unet, name).removeprefix("model.diffusion_model.")
-            spellings += ["lora_unet_" + diffusers.replace(".", "_"),
-                          "lora_unet_" + original.replace(".", "_")]
+            original = public_stem(keys.original_unet, name).removeprefix("model.diffusion_model.")
+            spellings = [name, diffusers, "lora_unet_" + diffusers.replace(".", "_"),
+                         "diffusion_model." + original, "lora_unet_" + original.replace(".", "_")]
+        # Old diffusers and MotionLoRA leave out the 0 of to_out.0.
+        spellings += [each.removesuffix(".0") for each in spellings if each.endswith(".to_out.0")]
         stems |= {spelling: ("unet", name) for spelling in spellings}
     return stems
 
 
 def text_stems(text_encoder: TextEncoder) -> dict[str, tuple[str, str]]:
-    """The same for the text encoder."""
+    """The same for the text encoder. transformers 5 calls its modules without `text_model.`."""
     stems = {}
     for name in _adaptable(text_encoder):
-        public = _stem(keys.public_text, name)
-        stems |= {"text_encoder." + public: ("text", name),
-                  "lora_te_" + public.replace(".", "_"): ("text", name)}
+        public = public_stem(keys.public_text, name)
+        short = public.removeprefix("text_model.")
+        spellings = [public, "text_encoder." + public, "text_encoder." + short, short,
+                     "lora_te_" + public.replace(".", "_")]
+        stems |= {spelling: ("text", name) for spelling in spellings}
     return stems
 
 
@@ -183,7 +186,8 @@ def _adaptable(module: nn.Module) -> list[str]:
     return [name.removesuffix(".base") for name in names]
 
 
-def _stem(public, name: str) -> str:
+def public_stem(public, name: str) -> str:
+    """Our name of a module -> its name in a layout of keys.py."""
     return public(name + ".weight").removesuffix(".weight")
 
 
@@ -192,40 +196,63 @@ def _module(root: nn.Module, name: str) -> nn.Module:
     return getattr(module, "base", module)
 
 
-def _pair(path: Path, target: str, parts: dict[str, Tensor], weight: Tensor,
-          metadata: dict[str, str]) -> Pair:
+def _pair(path: Path, parts: dict, weight: Tensor, config: dict) -> Pair:
     """Check one module's tensors against its weight; work out the scale."""
+    stem = parts["stem"]
     if not {"down", "up"} <= parts.keys():
-        raise UserError(f"{path}: {target} has only {', '.join(sorted(parts))}; it needs down and up: "
-                        f"the file is not whole")
+        raise UserError(f"{path}: {stem} lacks its down or its up tensor: the file is not whole")
     down, up = parts["down"].float(), parts["up"].float()
     rank = len(down)
     if down.numel() != rank * weight[0].numel() or up.numel() != rank * len(weight):
-        raise UserError(f"{path}: a LoRA for another model: at {target} its shapes are "
+        raise UserError(f"{path}: a LoRA for another model: at {stem} its shapes are "
                         f"{tuple(up.shape)} x {tuple(down.shape)}, the weight is "
                         f"{tuple(weight.shape)}")
-    scale = 1.0
-    if "alpha" in parts:
-        scale = parts["alpha"].item() / rank
-    elif "lora_adapter_metadata" in metadata:       # what diffusers writes beside peft's tensors
-        peft = json.loads(metadata["lora_adapter_metadata"])
-        alpha, r = peft.get("unet.lora_alpha"), peft.get("unet.r")
-        scale = alpha / r if alpha and r else 1.0
+    scale = parts["alpha"].item() / rank if "alpha" in parts else _peft_scale(config, stem, rank)
     return Pair(down, up, scale)
+
+
+def _peft_config(path: Path, file: LoRAFile) -> dict:
+    """peft's settings of a file: diffusers writes them into its metadata, peft beside the file.
+
+    diffusers' save_lora_weights puts `unet.` and `text_encoder.` before each setting (and each
+    key), its save_lora_adapter nothing; both write all of peft's LoraConfig as JSON.
+    """
+    beside = path.with_name("adapter_config.json")
+    if "lora_adapter_metadata" in file.metadata:
+        try:
+            return json.loads(file.metadata["lora_adapter_metadata"])
+        except ValueError as error:
+            raise UserError(f"{path}: its lora_adapter_metadata is not JSON ({error})") from error
+    if path.stem == "adapter_model" and beside.is_file():
+        return read_json(beside)
+    if path.stem == "adapter_model":
+        file.notes.append(f"no {beside.name} beside it, so its alpha is taken to be its rank")
+    return {}
+
+
+def _peft_scale(config: dict, stem: str, rank: int) -> float:
+    """alpha / rank (rsLoRA: / sqrt(rank)); alpha_pattern goes before lora_alpha, as in peft."""
+    part = "text_encoder." if stem.startswith("text_encoder.") else "unet."
+    config = {key.removeprefix(part): value for key, value in config.items()}
+    alpha = next((value for pattern, value in (config.get("alpha_pattern") or {}).items()
+                  if re.match(rf"(.*\.)?({pattern})$", stem.removeprefix(part))),
+                 config.get("lora_alpha", rank))
+    return alpha / (rank ** 0.5 if config.get("use_rslora") else rank)
 
 
 def _explain_unknown(path: Path, unknown: list[str], some_known: bool, unet: UNet) -> list[str]:
     """Sentences on what may be left out by name; UserError for anything else."""
     if not unknown:
         return []
-    if all("mid_block.motion_modules." in key for key in unknown) and some_known:
-        return [f"{len(unknown)} tensors for the mid layer's motion module left out: only version 2 "
-                f"has one, this model's is version {unet.config.motion.version}"]
-    if unet.config.motion is None and all("motion_modules" in key for key in unknown):
+    motion = unet.config.motion
+    if motion is None and all("motion_modules" in key for key in unknown):
         raise UserError(f"{path}: a motion LoRA, but no motion module is loaded; give "
                         f"--motion-module")
-    if all(re.match(r"lora_te_|text_encoder\.", key) for key in unknown):
+    if some_known and all("mid_block.motion_modules." in key for key in unknown):
+        return [f"{len(unknown)} tensors for the mid layer's motion module left out: this LoRA was "
+                f"made for version 2, which has one, and the model's is version {motion.version}"]
+    if all(re.match(r"lora_te_|text_encoder\.|(text_model\.)?encoder\.", key) for key in unknown):
         raise UserError(f"{path}: {len(unknown)} tensors are for a text encoder that was not given "
                         f"or is another one ({unknown[0]}, ...)")
     raise UserError(f"{path}: not a LoRA for this model: {len(unknown)} keys belong nowhere "
-                    f"({', '.join(unknown[:3])}, ...)")
+                    f"({', '.join(unknown[:3])}{', ...' if len(unknown) > 3 else ''})")

@@ -12,7 +12,7 @@ from .config import (ANIMATEDIFF_V1, ANIMATEDIFF_V2, ANIMATEDIFF_V3, MOTION_FIXE
                      SD15_UNET, SD15_VAE, MotionConfig, check_fixed, text_config, unet_config,
                      vae_config)
 from .errors import UserError
-from .files import fill, read_json, read_tensors
+from .files import Stored, fill, read_json, read_weights
 from .tokenizer import Tokenizer
 from .unet import UNet
 from .vae import VAE
@@ -39,12 +39,14 @@ class Model:
 
 
 def load_model(path: str | Path, motion_module: str | Path | None = None,
-               device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> Model:
+               device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32,
+               vae: str | Path | None = None) -> Model:
     """Load a model folder (Hugging Face layout) or a single-file checkpoint (original layout).
 
     `motion_module`: a motion file or folder; without it the model folder's `motion_adapter/` is
-    taken, and where there is none the UNet is an image model. Parts are built on "meta" and filled
-    from memory-mapped files, so peak memory is about the weights. Raises UserError.
+    taken, and where there is none the UNet is an image model. `vae`: a VAE file or folder in place
+    of the model's own. Parts are built on "meta" and filled from memory-mapped files, so peak
+    memory is about the weights. Raises UserError.
     """
     path = Path(path)
     if motion_module is None and (path / "motion_adapter").is_dir():
@@ -56,16 +58,18 @@ def load_model(path: str | Path, motion_module: str | Path | None = None,
         parts = _checkpoint_parts(path, motion)
     else:
         raise UserError(f"{path}: no such model folder or checkpoint file")
+    if vae is not None:
+        parts[1] = _vae_part(Path(vae), parts[1][0])
 
     for module, tensors, public, file in parts:
         only = (lambda name: not keys.is_motion(name)) if isinstance(module, UNet) else bool
         fill(module, tensors, public, file, device, dtype, only)
-    text_encoder, vae, unet = (part[0] for part in parts)
+    text_encoder, autoencoder, unet = (part[0] for part in parts)
     if motion is not None:
         fill(unet, motion.tensors, motion.public, motion.file, device, dtype, keys.is_motion)
     tokenizer = Tokenizer.from_folder(_tokenizer_folder(path), text_encoder.config.length)
     return Model(path.stem if path.is_file() else path.resolve().name, tokenizer,
-                 text_encoder.eval(), vae.eval(), unet.eval(), torch.device(device), dtype)
+                 text_encoder.eval(), autoencoder.eval(), unet.eval(), torch.device(device), dtype)
 
 
 @dataclass
@@ -74,30 +78,33 @@ class MotionFile:
 
     file: str
     config: MotionConfig
-    tensors: dict[str, Tensor]
+    tensors: dict[str, Tensor | Stored]
     public: object      # our parameter name -> name in the file
 
 
 def read_motion_module(path: str | Path) -> MotionFile:
     """Read a motion module, in AnimateDiff's own layout or in diffusers'; v1, v2 or v3.
 
+    A mid block means version 2; else positions for 24 frames mean version 1. A file without them
+    (AnimateLCM's, which has a mid block) is taken to be made for 32, as version 2 and 3 are.
     Training checkpoints are taken too: `module.` is stripped and the image UNet in them ignored.
     """
-    folder, heads = Path(path), ANIMATEDIFF_V3.heads
+    folder, heads, length = Path(path), ANIMATEDIFF_V3.heads, None
     if folder.is_dir():
         config = read_json(folder / "config.json")
         check_fixed(config, MOTION_FIXED, str(folder / "config.json"))
         heads = config.get("motion_num_attention_heads", heads)
+        length = config.get("motion_max_seq_length")
         path = _weight_file(folder, WEIGHTS)
-    tensors = {key.removeprefix("module."): value for key, value in read_tensors(path).items()}
+    tensors = {key.removeprefix("module."): value for key, value in read_weights(path).items()}
     tensors = {key: value for key, value in tensors.items() if ".motion_modules." in key}
     if not tensors:
         raise UserError(f"{path}: no motion module in it (no key contains motion_modules)")
     original = any(".temporal_transformer." in key for key in tensors)
-    lengths = {value.shape[1] for key, value in tensors.items() if key.endswith(".pe")}
+    length = max((v.shape[1] for k, v in tensors.items() if k.endswith(".pe")), default=length)
     config = (ANIMATEDIFF_V2 if any(key.startswith("mid_block.") for key in tensors) else
-              ANIMATEDIFF_V1 if lengths == {24} else ANIMATEDIFF_V3)
-    config = MotionConfig(config.version, max(lengths, default=config.max_frames), heads)
+              ANIMATEDIFF_V1 if length == ANIMATEDIFF_V1.max_frames else ANIMATEDIFF_V3)
+    config = MotionConfig(config.version, length or config.max_frames, heads)
     return MotionFile(str(path), config, tensors,
                       keys.original_motion if original else keys.diffusers_unet)
 
@@ -109,16 +116,13 @@ def _folder_parts(path: Path, motion: MotionFile | None) -> list[tuple]:
         if not file.is_file():
             raise UserError(f"{path}: no {part}/config.json in it; a model folder has tokenizer/, "
                             f"text_encoder/, vae/ and unet/, as on Hugging Face")
-    try:
-        with torch.device("meta"):
-            text_encoder = TextEncoder(_configured(text_config, configs["text_encoder"]))
-            vae = VAE(_configured(vae_config, configs["vae"]))
-            unet = UNet(_configured(unet_config, configs["unet"], motion and motion.config))
-    except KeyError as error:
-        raise UserError(f"{path}: a config.json lacks the entry {error}") from error
+    with torch.device("meta"):
+        text_encoder = TextEncoder(_configured(text_config, configs["text_encoder"]))
+        vae = VAE(_configured(vae_config, configs["vae"]))
+        unet = UNet(_configured(unet_config, configs["unet"], motion and motion.config))
     files = [_weight_file(path / "text_encoder", "model.safetensors"),
              _weight_file(path / "vae", WEIGHTS), _weight_file(path / "unet", WEIGHTS)]
-    text, vae_tensors, image = (read_tensors(file) for file in files)
+    text, vae_tensors, image = (read_weights(file) for file in files)
     vae_tensors = {keys.modern_vae_key(key): value for key, value in vae_tensors.items()}
     return [(text_encoder, text, keys.public_text, str(files[0])),
             (vae, vae_tensors, keys.diffusers_vae, str(files[1])),
@@ -126,7 +130,10 @@ def _folder_parts(path: Path, motion: MotionFile | None) -> list[tuple]:
 
 
 def _configured(read, file: Path, *others):
-    return read(read_json(file), *others, file=str(file))
+    try:
+        return read(read_json(file), *others, file=str(file))
+    except KeyError as error:
+        raise UserError(f"{file}: lacks the entry {error}") from error
 
 
 def _weight_file(folder: Path, name: str) -> Path:
@@ -141,7 +148,7 @@ def _weight_file(folder: Path, name: str) -> Path:
 
 def _checkpoint_parts(path: Path, motion: MotionFile | None) -> list[tuple]:
     """(module, tensors, key map, file) of a single-file checkpoint: Stable Diffusion 1.5's sizes."""
-    tensors = read_tensors(path)
+    tensors = read_weights(path)
     image = {k: v for k, v in tensors.items() if k.startswith("model.diffusion_model.")}
     vae_tensors = {k: v for k, v in tensors.items() if k.startswith("first_stage_model.")}
     if not image:
@@ -153,6 +160,33 @@ def _checkpoint_parts(path: Path, motion: MotionFile | None) -> list[tuple]:
         return [(TextEncoder(SD15_TEXT), others, keys.original_text, str(path)),
                 (VAE(SD15_VAE), vae_tensors, keys.original_vae, str(path)),
                 (unet, image, keys.original_unet, str(path))]
+
+
+def _vae_part(path: Path, own: VAE) -> tuple:
+    """(module, tensors, key map, file) of a separate VAE that takes the place of the model's `own`.
+
+    A folder, or a file in diffusers' layout or in the original one, where the names may begin with
+    `first_stage_model.` and what else the file holds is left aside (a whole checkpoint will do).
+    """
+    config, file = own.config, path
+    if path.is_dir():
+        config, file = _configured(vae_config, path / "config.json"), _weight_file(path, WEIGHTS)
+    if (config.scale, config.latent_channels) != (own.config.scale, own.config.latent_channels):
+        raise UserError(f"{path}: a VAE for other latents ({config.latent_channels} channels, "
+                        f"scale {config.scale}) than the model's ({own.config.latent_channels}, "
+                        f"{own.config.scale})")
+    tensors, prefix, public = read_weights(file), "first_stage_model.", keys.original_vae
+    if any(key.startswith("encoder.down_blocks.") for key in tensors):
+        tensors = {keys.modern_vae_key(k): v for k, v in tensors.items()}
+        public = keys.diffusers_vae
+    elif any(key.startswith(prefix) for key in tensors):
+        tensors = {k: v for k, v in tensors.items() if k.startswith(prefix)}
+    elif any(key.startswith("encoder.down.") for key in tensors):
+        tensors = {prefix + k: v for k, v in tensors.items() if not keys.is_dropped(k)}
+    else:
+        raise UserError(f"{file}: no VAE in it (no key begins with encoder.down)")
+    with torch.device("meta"):
+        return VAE(config), tensors, public, str(file)
 
 
 def _tokenizer_folder(path: Path) -> Path:

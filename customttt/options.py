@@ -1,16 +1,21 @@
 """What both command lines share: flags for the model and for every number of the recipe."""
 
 import argparse
+import math
 from pathlib import Path
 
 import torch
 
+from .diffusion import STEPS
 from .errors import UserError
 from .model import Model, load_model
 from .recipes import PAPER, WHY_TINY, recipe, recipe_name
 from .training import DTYPES
 
 TINY_MODEL = Path("weights/tiny")
+MAY_BE_ZERO = {"dropout", "weight_decay", "betas", "guidance", "reference_guidance",
+               "spatial_layers", "temporal_layers"}
+BELOW = {"dropout": 1, "betas": 1, "sampling_steps": STEPS, "reference_steps": STEPS}
 CHOICES = {"reference_noise": ["independent", "one"], "reference_timestep": ["uniform", "next"]}
 
 
@@ -19,6 +24,7 @@ def add_model_flags(parser: argparse.ArgumentParser) -> None:
                         help="model folder or single-file checkpoint (default: %(default)s)")
     parser.add_argument("--motion-module", metavar="FILE",
                         help="AnimateDiff motion module (default: M/motion_adapter)")
+    parser.add_argument("--vae", metavar="FILE_OR_FOLDER", help="in place of the model's own VAE")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu",
                         help="cpu, cuda, cuda:1, ... (default: %(default)s)")
     parser.add_argument("--precision", choices=list(DTYPES),
@@ -50,10 +56,14 @@ def open_model(args: argparse.Namespace) -> tuple[Model, str]:
     except Exception as error:
         raise UserError(f"--device {args.device}: not to be had here "
                         f"({str(error).splitlines()[0]})") from error
+    if not 0 <= args.seed < 2 ** 63:
+        raise UserError(f"--seed {args.seed}: must be 0 or more, and less than 2^63")
     precision = args.precision or ("fp32" if device.type == "cpu" else "fp16")
     if precision == "fp16" and device.type == "cpu":
         raise UserError("--precision fp16: needs a GPU; on a CPU use fp32 or bf16")
-    model = load_model(args.model, args.motion_module, device, DTYPES[precision])
+    model = load_model(args.model, args.motion_module, device, DTYPES[precision], args.vae)
+    if (motion := model.unet.config.motion) is not None:
+        print(f"motion module: version {motion.version}, at most {motion.max_frames} frames")
     return model, precision
 
 
@@ -64,11 +74,10 @@ def chosen_settings(args: argparse.Namespace, stage: str, model: Model) -> dict:
     given = {key: tuple(value) if isinstance(value, list) else value
              for key, value in vars(args).items() if key in settings and value is not None}
     settings |= given
-    for key, value in settings.items():
-        if isinstance(value, (int, float)) and not isinstance(value, bool) and (
-                value < 0 or value == 0 and key not in ("dropout", "weight_decay", "guidance",
-                                                        "reference_guidance")):
-            raise UserError(f"--{key.replace('_', '-')} {value}: must be positive")
+    for key in {key for some in PAPER.values() for key in some} - settings.keys():
+        if getattr(args, key, None) is not None:
+            raise UserError(f"{_flag(key)}: is not for --stage {stage}; leave it out")
+    check_numbers(settings)
     print(f"recipe: {name}")
     for key, value in settings.items():
         if value != PAPER[stage][key]:
@@ -78,11 +87,35 @@ def chosen_settings(args: argparse.Namespace, stage: str, model: Model) -> dict:
     return settings
 
 
+def check_numbers(settings: dict) -> None:
+    for key, value in settings.items():
+        numbers = value if isinstance(value, tuple) else (value,)
+        given = f"{_flag(key)} {_shown(value)}"
+        for number in numbers:
+            if isinstance(number, (bool, str)):
+                continue
+            if not math.isfinite(number) or number < 0 or number == 0 and key not in MAY_BE_ZERO:
+                raise UserError(f"{given}: must be positive" + " or 0" * (key in MAY_BE_ZERO))
+            if number >= BELOW.get(key, math.inf):
+                raise UserError(f"{given}: must be less than {BELOW[key]}")
+        if key == "betas" and len(numbers) != 2 or len(set(numbers)) < len(numbers) and "layers" in key:
+            raise UserError(f"{given}: give " + ("two" if key == "betas" else "each layer once"))
+    if settings.get("reference_timestep") == "next" and (
+            settings["reference_steps"] >= settings["sampling_steps"]):
+        raise UserError(f"--reference-steps {settings['reference_steps']}: must be less than "
+                        f"--sampling-steps with --reference-timestep next")
+
+
+def _flag(key: str) -> str:
+    return "--" + key.replace("_", "-")
+
+
 def check_size(model: Model, settings: dict) -> None:
     multiple = 8 * model.vae.factor
     if settings["size"] % multiple:
         raise UserError(f"--size {settings['size']}: must be a multiple of {multiple}")
     motion = model.unet.config.motion
     if motion is not None and settings["frames"] > motion.max_frames:
-        raise UserError(f"--frames {settings['frames']}: this motion module was trained for at most "
-                        f"{motion.max_frames}")
+        raise UserError(f"--frames {settings['frames']}: this motion module (version "
+                        f"{motion.version}) was trained for at most {motion.max_frames}; ask for "
+                        f"fewer and join the clips in an editor")

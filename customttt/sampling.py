@@ -27,16 +27,15 @@ def guided_noise(unet: UNet, x_t: Tensor, t: int, text: Tensor, empty: Tensor, g
 
 
 def ddim(unet: UNet, x_t: Tensor, text: Tensor, empty: Tensor, timesteps: list[int],
-         guidance: float, motion: bool = True) -> Iterator[Tensor]:
-    """From noise x_t (b 4 f h w), yield the latents after each of the evenly spaced timesteps.
+         guidance: float, motion: bool = True, t_end: int = -1) -> Iterator[Tensor]:
+    """From noise x_t (b 4 f h w), yield the latents after each of the timesteps.
 
-    The latents stay in fp32 whatever the UNet's dtype.
+    The last step ends at `t_end`; -1 is clean. The latents stay in fp32 whatever the UNet's dtype.
     """
     dtype = next(unet.parameters()).dtype
-    stride = timesteps[0] - timesteps[1] if len(timesteps) > 1 else timesteps[0] + 1
-    for t in timesteps:
+    for t, t_prev in zip(timesteps, [*timesteps[1:], t_end]):
         eps = guided_noise(unet, x_t.to(dtype), t, text, empty, guidance, motion)
-        x_t = ddim_step(eps.float(), t, t - stride, x_t)
+        x_t = ddim_step(eps.float(), t, t_prev, x_t)
         yield x_t
 
 

@@ -8,13 +8,15 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
-from torch import nn
+from torch import Tensor, nn
 
 from . import keys
 from .config import TextConfig, UNetConfig, VAEConfig
 from .errors import writing
 from .model import WEIGHTS, Model
+from .motion import MotionModule, positional_encoding
 from .tokenizer import END, START, Tokenizer
+from .unet import UNet
 
 
 def save_model(model: Model, folder: str | Path, dtype: torch.dtype = torch.float16) -> None:
@@ -29,14 +31,25 @@ def save_model(model: Model, folder: str | Path, dtype: torch.dtype = torch.floa
               folder / "unet" / WEIGHTS, dtype, only=lambda name: not keys.is_motion(name))
     if model.unet.config.motion is not None:
         save_part(model.unet, keys.diffusers_unet, motion_json(model.unet.config),
-                  folder / "motion_adapter" / WEIGHTS, dtype, only=keys.is_motion)
+                  folder / "motion_adapter" / WEIGHTS, dtype, only=keys.is_motion,
+                  constants=position_tables(model.unet))
+
+
+def position_tables(unet: UNet) -> dict[str, Tensor]:
+    """The sinusoids that diffusers keeps in a motion adapter, by their public names.
+
+    They tell how many frames it was trained for, and version 1 from 3.
+    """
+    return {keys.diffusers_unet(f"{name}.block.pos_embed.pe"):
+            positional_encoding(unet.config.motion.max_frames, module.proj_in.in_features)[None]
+            for name, module in unet.named_modules() if isinstance(module, MotionModule)}
 
 
 def save_part(module: nn.Module, public, config: dict, path: Path, dtype: torch.dtype,
-              only=lambda name: True) -> None:
+              only=lambda name: True, constants: dict[str, Tensor] | None = None) -> None:
     """One module's weights under their public names, and `config.json` beside them."""
     tensors = {public(name): p.detach().to("cpu", dtype).contiguous()
-               for name, p in module.named_parameters() if only(name)}
+               for name, p in module.named_parameters() if only(name)} | (constants or {})
     with writing(path) as temporary:
         save_file(tensors, temporary, metadata={"format": "pt"})
     write_json(config, path.parent / "config.json")

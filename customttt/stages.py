@@ -98,7 +98,7 @@ class TestTimeTraining:
             schedule = ddim_timesteps(self.settings["sampling_steps"])
             timesteps, t_f = schedule[:f], (schedule + [-1])[f]
         *_, z_f = ddim(self.unet, noise, text, self.empty, timesteps,
-                       self.settings["reference_guidance"], motion)
+                       self.settings["reference_guidance"], motion, t_f)
         return z_f, t_f
 
     def _preservation(self, z_f: Tensor, t_f: int, generator: Generator) -> Tensor:

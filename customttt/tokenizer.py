@@ -1,6 +1,7 @@
 """CLIP's byte-pair tokenizer (Radford et al. 2021; byte-level BPE of Radford et al. 2019)."""
 
 import json
+import re
 import unicodedata
 import warnings
 from functools import lru_cache
@@ -24,10 +25,10 @@ def byte_symbols() -> list[str]:
 
 
 def split_words(text: str) -> list[str]:
-    """Split lower-case text into specials, contractions, letters, single digits and the rest.
+    """Split lower-case text into contractions, letters, single digits and the rest.
 
     CLIP's pattern, with Unicode categories where it has \\p{L} and \\p{N}:
-    <|startoftext|> <|endoftext|> | 's 't 're 've 'm 'll 'd | \\p{L}+ | \\p{N} | [^\\s\\p{L}\\p{N}]+
+    's 't 're 've 'm 'll 'd | \\p{L}+ | \\p{N} | [^\\s\\p{L}\\p{N}]+
     """
     words, at = [], 0
     while at < len(text):
@@ -35,10 +36,10 @@ def split_words(text: str) -> list[str]:
             at += 1
             continue
         end = at + 1
-        fixed = next((s for s in (START, END, *CONTRACTIONS) if text.startswith(s, at)), None)
+        contraction = next((s for s in CONTRACTIONS if text.startswith(s, at)), None)
         kind = _kind(text[at])
-        if fixed is not None:
-            end = at + len(fixed)
+        if contraction is not None:
+            end = at + len(contraction)
         elif kind != "number":
             while end < len(text) and _kind(text[end]) == kind:
                 end += 1
@@ -98,13 +99,13 @@ class Tokenizer:
 
     def encode(self, text: str) -> list[int]:
         """The ids of the text alone, without start, end or padding."""
-        text = " ".join(unicodedata.normalize("NFC", text).split()).lower()
         ids = []
-        for word in split_words(text):
-            if word in (START, END):
-                ids.append(self.vocabulary[word])
-            else:
-                symbols = "".join(self.symbols[byte] for byte in word.encode("utf-8"))
+        for part in re.split(f"({re.escape(START)}|{re.escape(END)})", text):
+            if part in (START, END):
+                ids.append(self.vocabulary[part])
+                continue
+            for word in split_words(unicodedata.normalize("NFC", part).lower()):
+                symbols = "".join(self.symbols[byte] for byte in word.encode("utf-8", "replace"))
                 ids += [self.vocabulary.get(token, self.end) for token in self._merge(symbols)]
         return ids
 

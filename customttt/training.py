@@ -1,6 +1,7 @@
 """The loop that all three stages share: steps, log, contact sheets, checkpoints, resume."""
 
 import contextlib
+import io
 import json
 import math
 import signal
@@ -48,6 +49,12 @@ class Run:
     def checkpoint(self) -> Path:
         return self.folder / "checkpoint.pt"
 
+    @property
+    def described(self) -> dict:
+        """What a resumed run must share with the one that it goes on with (but for `steps`)."""
+        told = self.metadata | self.settings | {"seed": self.seed}
+        return {key: value for key, value in json.loads(json.dumps(told)).items() if key != "recipe"}
+
 
 def fit(run: Run, resume: bool) -> bool:
     """Train to `steps`. Returns False if Ctrl-C ended it early (everything is saved then)."""
@@ -61,10 +68,10 @@ def fit(run: Run, resume: bool) -> bool:
     state = {"optimizer": optimizer, "scaler": scaler, "generator": generator}
     step, skipped = _load_checkpoint(run, state, device) if resume else _start_afresh(run)
 
-    in_a_row, steps = 0, run.settings["steps"]
+    in_a_row, steps, saved = 0, run.settings["steps"], step if resume else None
     run.unet.train()
-    with _until_interrupted() as interrupted, open(run.folder / "log.jsonl", "a") as log, \
-            tqdm(total=steps, initial=step, desc=run.folder.name, unit="step") as bar:
+    with _until_interrupted() as interrupted, tqdm(
+            total=steps, initial=step, desc=run.folder.name, unit="step") as bar:
         while step < steps and not interrupted():
             start = time.perf_counter()
             loss, finite = _train_step(run, parameters, optimizer, scaler, generator, device)
@@ -77,16 +84,16 @@ def fit(run: Run, resume: bool) -> bool:
                     "learning_rate": run.settings["learning_rate"],
                     "seconds": round(time.perf_counter() - start, 4),
                     "memory_gb": round(peak_memory(device), 3), "skipped": skipped}
-            log.write(json.dumps(line) + "\n")
+            _append(run.folder / "log.jsonl", line)
             bar.set_postfix({"loss": f"{loss:.4f}"} | ({"skipped": skipped} if skipped else {}))
             bar.update()
-            if step % run.checkpoint_every == 0 or step == steps or interrupted():
-                log.flush()
-                save_lora(run.unet, run.folder / f"adapter-{step:06}.safetensors",
-                          run.metadata | {"step": step}, run.names)
-                _save_checkpoint(run, state, step, skipped)
+            if step % run.checkpoint_every == 0 or step == steps:
+                _save(run, state, step, skipped)
+                saved = step
             if run.sheet_every and (step % run.sheet_every == 0 or step == steps):
                 _draw(run, step, device)
+        if saved != step:       # Ctrl-C
+            _save(run, state, step, skipped)
     if step == steps:
         save_lora(run.unet, run.folder / "adapter.safetensors", run.metadata | {"step": step},
                   run.names)
@@ -167,20 +174,31 @@ def _until_interrupted() -> Iterator[Callable[[], bool]]:
             signal.signal(number, handler)
 
 
+def _append(path: Path, line: dict) -> None:
+    try:
+        with open(path, "a") as log:
+            log.write(json.dumps(line) + "\n")
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written ({error.strerror}); make room") from error
+
+
 def _adapter_tensors(run: Run) -> dict[str, Tensor]:
     return {f"{name}.{on}.{part}": p for name, module in adapted(run.unet) for on in run.names
             if on in module.adapters for part, p in module.adapters[on].named_parameters()}
 
 
-def _save_checkpoint(run: Run, state: dict, step: int, skipped: int) -> None:
-    content = {"step": step, "skipped": skipped,
-               "settings": json.dumps(run.settings | {"seed": run.seed}),
+def _save(run: Run, state: dict, step: int, skipped: int) -> None:
+    save_lora(run.unet, run.folder / f"adapter-{step:06}.safetensors",
+              run.metadata | {"step": step}, run.names)
+    content = {"step": step, "skipped": skipped, "run": json.dumps(run.described),
                "adapters": {key: p.detach() for key, p in _adapter_tensors(run).items()},
                "optimizer": state["optimizer"].state_dict(), "scaler": state["scaler"].state_dict(),
                "generator": state["generator"].get_state(), "cpu": torch.get_rng_state(),
                "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []}
+    buffer = io.BytesIO()       # on a full disk torch.save would not say that it is full
+    torch.save(content, buffer)
     with writing(run.checkpoint) as temporary:
-        torch.save(content, temporary)
+        temporary.write_bytes(buffer.getbuffer())
 
 
 def _read_checkpoint(run: Run) -> dict:
@@ -194,7 +212,8 @@ def _read_checkpoint(run: Run) -> dict:
 def _start_afresh(run: Run) -> tuple[int, int]:
     """Step 0, none skipped, in a clean folder. An unfinished run there is not thrown away."""
     if run.checkpoint.exists():
-        done, steps = (content := _read_checkpoint(run))["step"], json.loads(content["settings"])["steps"]
+        content = _read_checkpoint(run)
+        done, steps = content["step"], json.loads(content["run"])["steps"]
         if done < steps:
             raise UserError(f"{run.folder}: an unfinished run (step {done} of {steps}); go on with "
                             f"--resume, or give another --output")
@@ -211,11 +230,14 @@ def _load_checkpoint(run: Run, state: dict, device: torch.device) -> tuple[int, 
     if not run.checkpoint.exists():
         raise UserError(f"--resume: no checkpoint.pt in {run.folder}; leave --resume out to start")
     content = _read_checkpoint(run)
-    before, now = json.loads(content["settings"]), json.loads(json.dumps(run.settings | {"seed": run.seed}))
+    before, now = json.loads(content["run"]), run.described
     changed = [key for key in now if key != "steps" and before.get(key) != now[key]]
     if changed:
         raise UserError(f"--resume: {run.folder} was started with {changed[0]} = "
                         f"{before.get(changed[0])!r}, not {now[changed[0]]!r}; give the same")
+    if content["step"] > now["steps"]:
+        raise UserError(f"--steps {now['steps']}: the run in {run.folder} has done "
+                        f"{content['step']} already; give at least as many to --resume")
     parameters = _adapter_tensors(run)
     if parameters.keys() != content["adapters"].keys():
         raise UserError(f"--resume: the checkpoint in {run.folder} is of another model")

@@ -5,6 +5,7 @@ from fractions import Fraction
 from pathlib import Path
 
 import av
+from av.video.reformatter import Colorspace
 from einops import rearrange
 from PIL import Image
 from torch import Tensor
@@ -49,6 +50,7 @@ def _write_mp4(images: list[Image.Image], path: Path, fps: float) -> None:
         stream = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(1000),
                                       options={"crf": "16", "preset": "slow"})
         stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
+        stream.codec_context.colorspace = Colorspace.ITU601     # said, so that no player guesses
         for image in images:
             frame = av.VideoFrame.from_image(image.crop((0, 0, width, height)))
             container.mux(stream.encode(frame))
@@ -61,10 +63,10 @@ def _write_gif(images: list[Image.Image], path: Path, fps: float) -> None:
     strip = Image.new("RGB", (width, height * len(images)))
     for k, image in enumerate(images):
         strip.paste(image, (0, k * height))
-    palette = strip.quantize(256, method=Image.Quantize.MEDIANCUT)
+    palette = strip.quantize(256, method=Image.Quantize.MAXCOVERAGE, kmeans=1)
     frames = [image.quantize(palette=palette, dither=Image.Dither.FLOYDSTEINBERG) for image in images]
     frames[0].save(path, save_all=True, append_images=frames[1:], duration=round(1000 / fps), loop=0,
-                   disposal=1)
+                   disposal=1, palette=bytes(palette.getpalette()))
 
 
 def _write_webp(images: list[Image.Image], path: Path, fps: float) -> None:

@@ -68,8 +68,8 @@ def describe(clip: Clip, generator: Generator, motion: float) -> tuple[str, tupl
     return text, (kind, colour or None, scene)
 
 
-def draw_clips(generator: Generator, n: int) -> list[Clip]:
-    return [world.sample_clip(generator) for _ in range(n)]
+def draw_clips(generator: Generator, n: int, scenes=tuple(world.SCENES)) -> list[Clip]:
+    return [world.sample_clip(generator, scenes=scenes) for _ in range(n)]
 
 
 def draw_frames(generator: Generator, clips: list[Clip]) -> tuple[Tensor, list[int]]:
@@ -103,7 +103,7 @@ def cached_latents(path: Path, vae: VAE, count: int, seed: int,
         pixels = draw_frames(generator, some)[0] if frames == 1 else as_pixels(
             torch.cat([world.render(clip) for clip in some]))
         latents.append(rearrange(vae.encode(pixels), "(n f) c h w -> n c f h w", f=frames).half())
-    latents = torch.cat(latents)
+    latents = torch.cat(latents).contiguous()
     with writing(path) as temporary:
         torch.save(latents, temporary)
     return clips, latents

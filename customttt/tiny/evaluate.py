@@ -2,25 +2,161 @@
 
     python -m customttt.tiny.evaluate clip|vae|unet|motion --model weights/tiny
 
-clip: the image's own caption against those with another subject, colour or scene, on real frames.
+clip: CLIP's choice of subject, colour and scene on real frames, the other two attributes given.
 vae: the same choices on reconstructed frames, and the reconstructions' error.
-unet: the same choices on sampled images, each with a caption drawn at random.
+unet: the same choices on sampled images, each for a caption drawn at random.
 motion: subject and scene by CLIP, and the motion measured from the frames, on sampled clips.
 """
 
 import argparse
 import math
-from collections import Counter
+import statistics
 from dataclasses import replace
 from pathlib import Path
 
 import torch
+from einops import rearrange
 from torch import Generator, Tensor
+from tqdm import tqdm
 
+from ..diffusion import ddim_timesteps
 from ..errors import run
-from ..images import save_contact_sheet
-from ..model import load_model
+from ..model import Model, load_model
+from ..sampling import ddim
+from ..video import contact_sheet, write_video
 from . import world
-from .judge import choose
+from .data import draw_clips, draw_frames
+from .judge import Judge
 from .measure import classify_motion
-from .parts import load_clip, load_vae
+from .parts import load_image_unet, load_text_encoder, load_vae
+
+SEED = 770_000      # training counts its seeds from 0 to a few millions by stage; see pretrain.py
+
+
+def as_frames(pixels: Tensor) -> Tensor:
+    """(n 3 H W) in [-1, 1] -> uint8 (n H W 3)."""
+    return rearrange(((pixels.clamp(-1, 1) + 1) * 127.5).round().byte(), "n c h w -> n h w c")
+
+
+class Tally:
+    """Right answers by question; `print` gives each share with Wilson's 95% interval."""
+
+    def __init__(self):
+        self.answers = {}
+
+    def add(self, question: str, right: bool) -> None:
+        self.answers.setdefault(question, []).append(right)
+
+    def print(self) -> None:
+        for question, right in sorted(self.answers.items()):
+            low, high = wilson(sum(right), len(right))
+            print(f"{question:28} {sum(right) / len(right):6.1%}  [{low:.1%}, {high:.1%}]  "
+                  f"n = {len(right)}")
+
+
+def wilson(right: int, n: int) -> tuple[float, float]:
+    z, share = 1.96, right / n
+    middle = (share + z * z / (2 * n)) / (1 + z * z / n)
+    half = z / (1 + z * z / n) * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
+    return middle - half, middle + half
+
+
+def add_choices(tally: Tally, judge: Judge, frames: Tensor, clip: world.Clip, name: str = "") -> None:
+    """What CLIP chooses, against the clip's own attributes."""
+    colour = clip.subject.colours[0] if clip.names_colour else None
+    truth = {"subject": clip.subject.kind, "colour": colour, "scene": clip.scene}
+    group = "plain" if clip.subject.kind in world.PLAIN else "composed"
+    for attribute, chosen in judge.choices(frames, *truth.values()).items():
+        right = chosen == truth[attribute]
+        tally.add(name + attribute, right)
+        if attribute != "scene":
+            tally.add(f"{name}{attribute}, {group}", right)
+        if attribute == "subject":
+            tally.add(f"{name}{attribute}, {truth[attribute]}", right)
+
+
+@torch.no_grad()
+def evaluate_clip(folder: Path, n: int, vae=None) -> None:
+    """On real frames; with a VAE, on its reconstructions too."""
+    judge, tally, errors = Judge(folder), Tally(), []
+    generator = Generator().manual_seed(SEED)
+    for _ in range(0, n, 20):
+        clips = draw_clips(generator, 20)
+        pixels, at = draw_frames(generator, clips)
+        kinds = {"": pixels} if vae is None else {"real ": pixels, "vae ": vae.decode(vae.encode(pixels))}
+        for name, some in kinds.items():
+            for clip, frame in zip(clips, as_frames(some)):
+                add_choices(tally, judge, frame[None], clip, name)
+        if vae is not None:
+            mask = torch.stack([world.subject_mask(clip, [k])[0] for clip, k in zip(clips, at)])
+            square = (kinds["vae "].clamp(-1, 1) - pixels).square().mean(1) / 4     # of 0..1
+            errors += [(e.mean().item(), (e * m).sum().item() / m.sum().item())
+                       for e, m in zip(square, mask)]
+    tally.print()
+    for what, squares in zip(("whole frame", "subject's pixels"), zip(*errors)):
+        decibels = [-10 * math.log10(square) for square in squares]
+        half = 1.96 * statistics.stdev(decibels) / math.sqrt(len(decibels))
+        print(f"{what:28} {statistics.mean(decibels):.2f} dB +- {half:.2f}  n = {len(decibels)}")
+
+
+def evaluate_vae(folder: Path, n: int) -> None:
+    evaluate_clip(folder, n, load_vae(folder))
+
+
+@torch.no_grad()
+def sample(model: Model, captions: list[str], guidance: float, frames: int, seed: int) -> Tensor:
+    """25 DDIM steps from one noise a caption -> uint8 (n f H W 3); images for one frame."""
+    side = world.SIZE // model.vae.factor
+    x_t = torch.randn((len(captions), 4, frames, side, side), generator=Generator().manual_seed(seed))
+    text, empty = model.encode_text(captions), model.encode_text([""] * len(captions))
+    *_, z = ddim(model.unet, x_t, text, empty, ddim_timesteps(25), guidance, motion=frames > 1)
+    pixels = model.vae.decode(rearrange(z, "n c f h w -> (n f) c h w"))
+    return rearrange(as_frames(pixels), "(n f) h w c -> n f h w c", f=frames)
+
+
+def evaluate_samples(folder: Path, n: int, guidance: float, frames: int, sheet: Path | None) -> None:
+    """Captions as drawn in pretraining, all naming subject and scene."""
+    judge, tally, kept = Judge(folder), Tally(), []
+    vae, (text_encoder, tokenizer) = load_vae(folder), load_text_encoder(folder)
+    if frames > 1:
+        model = load_model(folder)
+    else:
+        model = Model(folder.name, tokenizer, text_encoder, vae, load_image_unet(folder).eval(),
+                      torch.device("cpu"), torch.float32)
+    clips = draw_clips(Generator().manual_seed(SEED + 1), n)
+    chunk = 20 if frames == 1 else 2
+    for start in tqdm(range(0, n, chunk), desc=f"guidance {guidance:g}", mininterval=5):
+        some = clips[start:start + chunk]
+        captions = [clip.caption if frames > 1 else clip.image_caption for clip in some]
+        for clip, video in zip(some, sample(model, captions, guidance, frames, SEED + start)):
+            add_choices(tally, judge, video, clip)
+            if frames > 1:
+                right = classify_motion(video) == clip.motion.word
+                tally.add("motion", right)
+                tally.add(f"motion, {clip.motion.word}", right)
+            kept.append(video)
+    tally.print()
+    if sheet is not None:
+        if frames == 1:
+            kept = [torch.cat(kept[k:k + 10]) for k in range(0, len(kept), 10)]
+        write_video(contact_sheet(kept[:20], every=1 if frames == 1 else 2), sheet)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("stage", choices=["clip", "vae", "unet", "motion"])
+    parser.add_argument("--model", type=Path, default=Path("weights/tiny"), help="model folder")
+    parser.add_argument("--number", type=int, default=400, help="frames, images or clips")
+    parser.add_argument("--guidance", type=float, default=3.0)
+    parser.add_argument("--sheet", type=Path, help="write a contact sheet (.png) of samples there")
+    arguments = parser.parse_args()
+    if arguments.stage in ("clip", "vae"):
+        evaluate = evaluate_clip if arguments.stage == "clip" else evaluate_vae
+        evaluate(arguments.model, arguments.number)
+    else:
+        frames = 1 if arguments.stage == "unet" else world.FRAMES
+        evaluate_samples(arguments.model, arguments.number, arguments.guidance, frames, arguments.sheet)
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,11 +1,13 @@
-"""The tiny CLIP's choice among captions. Axes: n images, H W pixels, m captions."""
+"""The tiny CLIP as a judge of what a picture or clip shows. Axes: f frames, H W pixels, d width."""
+
+from pathlib import Path
 
 import torch
 from einops import rearrange
 from torch import Tensor
 
-from ..clip import CLIP
-from ..tokenizer import Tokenizer
+from . import world
+from .parts import load_clip
 
 
 def as_pixels(frames: Tensor) -> Tensor:
@@ -13,12 +15,44 @@ def as_pixels(frames: Tensor) -> Tensor:
     return rearrange(frames, "n h w c -> n c h w").float() / 127.5 - 1
 
 
-@torch.no_grad()
-def similarities(clip: CLIP, tokenizer: Tokenizer, frames: Tensor, captions: list[str]) -> Tensor:
-    """Frames (n H W 3) uint8 and m captions -> cosines (n m)."""
-    return clip.embed_images(as_pixels(frames)) @ clip.embed_text(tokenizer(captions), tokenizer.end).T
+def picture_caption(kind: str, colour: str | None, scene: str) -> str:
+    """ "an orange ball on the snow" """
+    words = f"{colour} {kind}" if colour else kind
+    return ("an " if words[0] in "aeiou" else "a ") + f"{words} {world.SCENES[scene]}"
 
 
-def choose(clip: CLIP, tokenizer: Tokenizer, frames: Tensor, captions: list[str]) -> int:
-    """The index of the caption that fits the frames best on average."""
-    return similarities(clip, tokenizer, frames, captions).mean(0).argmax().item()
+class Judge:
+    """Zero-shot choices: the caption that fits best among those that differ in one attribute."""
+
+    OPTIONS = {"subject": tuple(world.DRAWINGS), "colour": tuple(world.COLOURS),
+               "scene": tuple(world.SCENES)}
+
+    def __init__(self, folder: str | Path):
+        self.clip, self.tokenizer = load_clip(folder)
+        self.known = {}
+
+    @torch.no_grad()
+    def embed_captions(self, captions: list[str]) -> Tensor:
+        """(m d), unit vectors; each caption is computed once."""
+        if new := [caption for caption in captions if caption not in self.known]:
+            vectors = self.clip.embed_text(self.tokenizer(new), self.tokenizer.end)
+            self.known.update(zip(new, vectors))
+        return torch.stack([self.known[caption] for caption in captions])
+
+    @torch.no_grad()
+    def embed_frames(self, frames: Tensor) -> Tensor:
+        """(f H W 3) uint8 -> (f d), unit vectors."""
+        return self.clip.embed_images(as_pixels(frames))
+
+    def choices(self, frames: Tensor, kind: str, colour: str | None, scene: str) -> dict[str, str]:
+        """What (f H W 3) uint8 show, each attribute chosen with the other two given, by the mean
+        cosine over the frames; no colour where the caption names none."""
+        said = {"subject": kind, "colour": colour, "scene": scene}
+        embedded, chosen = self.embed_frames(frames), {}
+        for attribute, options in self.OPTIONS.items():
+            if said[attribute] is None:
+                continue
+            captions = [picture_caption(*(said | {attribute: option}).values()) for option in options]
+            scores = (embedded @ self.embed_captions(captions).T).mean(0)
+            chosen[attribute] = options[scores.argmax().item()]
+        return chosen

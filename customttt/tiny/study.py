@@ -34,7 +34,8 @@ from ..model import Model, load_model
 from ..recipes import recipe, recipe_name
 from ..sampling import sample_video
 from ..video import contact_sheet, write_video
-from .judge import as_pixels, load_clip
+from .judge import as_pixels
+from .parts import load_clip
 from .measure import find_subject, measure_trajectory
 from .world import (COLOURS, FRAMES, HELD_OUT_MOTIONS, HELD_OUT_SUBJECTS, SCENES, Clip, Motion,
                     Subject, make_clip, render, trajectory_agreement)

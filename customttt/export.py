@@ -1,0 +1,150 @@
+"""Write a LoRA that train.py made as the files that other tools load.
+
+  python -m customttt.export output/ttt --to diffusers|comfyui|animatediff|kohya [--output FOLDER]
+
+docs/interoperability.md says what loads where. No model is needed: the names come from the file.
+"""
+
+import argparse
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from . import keys
+from .errors import UserError, run, writing
+from .files import read_metadata, read_tensors
+from .lora_files import public_stem, split_key
+
+Pairs = dict[str, dict[str, Tensor]]        # our name of a module -> its "down" and its "up"
+
+
+def diffusers(pairs: Pairs) -> dict[str, Tensor]:
+    """peft's names with `unet.` before them: without it diffusers ignores the file, silently."""
+    return {f"unet.{public_stem(keys.diffusers_unet, name)}.lora_{letter}.weight": pair[part]
+            for name, pair in pairs.items() for part, letter in (("down", "A"), ("up", "B"))}
+
+
+def kohya(pairs: Pairs) -> dict[str, Tensor]:
+    """One underscored name a module (kohya-ss/sd-scripts); alpha = rank, so that the scale is 1."""
+    tensors = {}
+    for name, pair in pairs.items():
+        stem = "lora_unet_" + public_stem(keys.diffusers_unet, name).replace(".", "_")
+        tensors |= {f"{stem}.lora_{part}.weight": tensor for part, tensor in pair.items()}
+        tensors[f"{stem}.alpha"] = torch.tensor(float(len(pair["down"])))
+    return tensors
+
+
+def processor(pairs: Pairs, layout=keys.diffusers_unet) -> dict[str, Tensor]:
+    """`attn1.to_q` -> `attn1.processor.to_q_lora`: the names of diffusers' first LoRAs.
+
+    Their readers take `processor.`, `_lora`, `down.` and `up.` out of a key and make `to_out.` into
+    `to_out.0.`: load_diffusers_lora of guoyww/AnimateDiff, load_motion_lora_as_patches of
+    ComfyUI-AnimateDiff-Evolved. They add up @ down of matrices and read no alpha.
+    """
+    tensors = {}
+    for name, pair in pairs.items():
+        owner, _, leaf = public_stem(layout, name).replace(".to_out.0", ".to_out").rpartition(".")
+        tensors |= {f"{owner}.processor.{leaf}_lora.{part}.weight": tensor
+                    for part, tensor in pair.items()}
+    return tensors
+
+
+def motion_lora(pairs: Pairs) -> dict[str, Tensor]:
+    """The same with AnimateDiff's own names (`temporal_transformer`), as published MotionLoRAs."""
+    return processor(pairs, keys.original_motion)
+
+
+@dataclass(frozen=True)
+class Format:
+    """One of the files that a tool wants: of which kinds, in what layout, how to load it there."""
+
+    kinds: tuple[str, ...]
+    layout: Callable[[Pairs], dict[str, Tensor]]
+    ending: str
+    how: str
+
+
+TARGETS = {
+    "diffusers": [Format(("spatial", "temporal"), diffusers, ".safetensors",
+                         'pipe.load_lora_weights("{file}")')],
+    "comfyui": [Format(("spatial",), kohya, ".spatial.safetensors",
+                       "put it into ComfyUI's models/loras; node Load LoRA, strength_model 1"),
+                Format(("temporal",), motion_lora, ".motion.safetensors",
+                       "put it into ComfyUI's models/animatediff_motion_lora; node Load "
+                       "AnimateDiff LoRA (of AnimateDiff-Evolved), strength 1")],
+    "animatediff": [Format(("spatial",), processor, ".spatial.ckpt",
+                           'in the --config of scripts/animate.py: adapter_lora_path: "{file}"'),
+                    Format(("temporal",), motion_lora, ".motion.ckpt",
+                           "in the --config of scripts/animate.py: motion_module_lora_configs: "
+                           '[{{path: "{file}", alpha: 1.0}}]')],
+    "kohya": [Format(("spatial",), kohya, ".safetensors",
+                     "any tool for Stable Diffusion 1.5 LoRAs; A1111 and Forge: models/Lora")],
+}
+
+
+def kind_of(name: str) -> str:
+    return "temporal" if keys.is_motion(name) else "spatial"
+
+
+def export(adapter: str | Path, target: str, output: str | Path | None = None) -> dict[Path, str]:
+    """Write the files that `target` needs; returns how each is loaded there.
+
+    They go into `output` (default: beside the adapter), tensors unchanged. Raises UserError.
+    """
+    path = Path(adapter)
+    path = path / "adapter.safetensors" if path.is_dir() else path
+    pairs = read_pairs(path)
+    if target == "kohya" and any(kind_of(name) == "temporal" for name in pairs):
+        raise UserError(f"{path}: adapts motion modules, which no tool reads from a kohya file; "
+                        f"use --to comfyui, which writes a file for each kind")
+    if target == "animatediff" and any(pair["down"].ndim > 2 for pair in pairs.values()):
+        raise UserError(f"{path}: adapts convolutions, which AnimateDiff's loader cannot read; use "
+                        f"--to diffusers or comfyui")
+    folder = path.parent if output is None else Path(output)
+    stem = path.resolve().parent.name if path.stem == "adapter" else path.stem
+    written = {}
+    for form in TARGETS[target]:
+        part = {name: pair for name, pair in pairs.items() if kind_of(name) in form.kinds}
+        if part:
+            kinds = {kind_of(name) for name in part}
+            metadata = {"kind": "joined" if len(kinds) == 2 else kinds.pop()}
+            file = folder / f"{stem}.{target}{form.ending}"
+            with writing(file) as temporary:
+                if file.suffix == ".ckpt":      # AnimateDiff reads LoRAs with torch.load alone
+                    torch.save({"state_dict": form.layout(part)}, temporary)
+                else:
+                    save_file(form.layout(part), temporary, read_metadata(path) | metadata)
+            written[file] = form.how.format(file=file)
+    return written
+
+
+def read_pairs(path: Path) -> Pairs:
+    """The pairs of a file in our own layout. Raises UserError for any other."""
+    pairs: Pairs = {}
+    for key, tensor in read_tensors(path).items():
+        name, part = split_key(key)
+        if not name.startswith("layers.") or part == "alpha":
+            raise UserError(f"{path}: not a LoRA that train.py wrote ({key})")
+        pairs.setdefault(name, {})[part] = tensor
+    if not pairs or any(len(pair) < 2 for pair in pairs.values()):
+        raise UserError(f"{path}: not a whole LoRA; train it again")
+    return pairs
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("adapter", help="adapter.safetensors, or the folder that train.py wrote")
+    parser.add_argument("--to", required=True, choices=list(TARGETS))
+    parser.add_argument("--output", metavar="FOLDER", help="default: beside the adapter")
+    args = parser.parse_args()
+    for file, how in export(args.adapter, args.to, args.output).items():
+        print(f"{file}: {how}")
+
+
+if __name__ == "__main__":
+    run(main)

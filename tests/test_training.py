@@ -1,0 +1,366 @@
+"""Whole runs of train.py on the small random model: resume, log, checkpoints, failures, learning."""
+
+import itertools
+import json
+import signal
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from safetensors import safe_open
+from safetensors.torch import load_file
+
+import train
+from customttt import training
+from customttt.diffusion import add_noise, alpha_bar, ddim_timesteps
+from customttt.errors import UserError
+from customttt.lora import add_lora
+from customttt.losses import noise_loss
+from customttt.recipes import PAPER
+from customttt.sampling import ddim
+from customttt.stages import temporal_loss
+from customttt.video import write_video
+from test_media import gradient
+
+STAGES = ("spatial", "temporal", "ttt")
+SMALL = ("--size", "64", "--frames", "2", "--sampling-steps", "4", "--reference-steps", "2")
+
+
+@pytest.fixture(scope="session")
+def data(tmp_path_factory) -> Path:
+    """A folder with two images, a clip, and their captions."""
+    folder = tmp_path_factory.mktemp("data")
+    (folder / "bear").mkdir()
+    for k, frame in enumerate(gradient(2, 64, 64)):
+        write_video(frame[None], folder / "bear" / f"{k}.png")
+    (folder / "bear.txt").write_text("a bear\n")
+    write_video(gradient(4, 64, 64), folder / "lifting.gif")
+    (folder / "lifting.txt").write_text("a man is lifting weights")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def adapters(model_folder, data, tmp_path_factory) -> Path:
+    """A folder with spatial/ and temporal/, as train.py leaves them after two steps."""
+    folder = tmp_path_factory.mktemp("stages")
+    with pytest.MonkeyPatch.context() as patch:
+        for stage in STAGES[:2]:
+            command(patch, stage, model_folder, data, folder, folder / stage, "--steps", "2",
+                    "--learning-rate", "0.01")
+    return folder
+
+
+def command(patch, stage: str, model_folder: Path, data: Path, adapters: Path, output: Path,
+            *flags: str) -> None:
+    """Run train.py here: the stage's own flags, small sizes, rank 4, dropout on."""
+    small = [*SMALL[:6], "--rank", "4"]
+    own = {"spatial": ["--data", data / "bear", "--batch-size", "2", *small],
+           "temporal": ["--data", data / "lifting.gif", *small],
+           "ttt": ["--spatial", adapters / "spatial", "--temporal", adapters / "temporal", *SMALL]}
+    patch.setattr(sys, "argv", [str(a) for a in (
+        "train.py", "--stage", stage, "--model", model_folder, "--output", output, "--seed", "3",
+        *own[stage], *flags)])
+    train.main()
+
+
+@pytest.fixture
+def run_stage(monkeypatch, model_folder, data, adapters):
+    return lambda stage, output, *flags: command(
+        monkeypatch, stage, model_folder, data, adapters, output, *flags)
+
+
+def log(folder: Path) -> list[dict]:
+    return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+
+
+def state(folder: Path) -> dict:
+    """Everything that must not depend on where a run was cut."""
+    content = torch.load(folder / "checkpoint.pt", weights_only=True)
+    momenta = {f"momentum {k}": s["m"] for k, s in content["optimizer"]["state"].items()}
+    randoms = {key: content[key] for key in ("generator", "cpu")}
+    return load_file(folder / "adapter.safetensors") | content["adapters"] | momenta | randoms
+
+
+def assert_same(a: dict, b: dict) -> None:
+    assert a.keys() == b.keys() and len(a) > 100
+    assert all(torch.equal(a[key], b[key]) for key in a)
+
+
+def interrupt_at(monkeypatch, step: int) -> None:
+    """Ctrl-C in the middle of that step."""
+    count, step_once = itertools.count(1), training._train_step
+
+    def interrupted(*args):
+        if next(count) == step:
+            signal.raise_signal(signal.SIGINT)
+        return step_once(*args)
+    monkeypatch.setattr(training, "_train_step", interrupted)
+
+
+# Resume
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_resumed_run_is_bit_identical(stage, run_stage, monkeypatch, tmp_path, capsys):
+    """Four steps at once, or two, Ctrl-C, two; or one, then four with --resume."""
+    flags = ("--learning-rate", "0.001", "--checkpoint-every", "3")
+    run_stage(stage, tmp_path / "whole", "--steps", "4", *flags)
+    run_stage(stage, tmp_path / "more", "--steps", "1", *flags)
+    run_stage(stage, tmp_path / "more", "--steps", "4", "--resume", *flags)
+    with monkeypatch.context() as patch:
+        interrupt_at(patch, 2)
+        run_stage(stage, tmp_path / "cut", "--steps", "4", *flags)
+    assert "stopped and saved; go on with the same command and --resume" in capsys.readouterr().out
+    assert not (tmp_path / "cut" / "adapter.safetensors").exists() and len(log(tmp_path / "cut")) == 2
+    run_stage(stage, tmp_path / "cut", "--steps", "4", "--resume", *flags)
+    for other in ("more", "cut"):
+        assert_same(state(tmp_path / "whole"), state(tmp_path / other))
+        assert [line["loss"] for line in log(tmp_path / other)] == [
+            line["loss"] for line in log(tmp_path / "whole")]
+    first, last = (load_file(tmp_path / "whole" / f"adapter-{k:06}.safetensors") for k in (3, 4))
+    assert not any(torch.equal(first[key], last[key]) for key in first)     # it does train
+
+
+def test_a_run_killed_between_checkpoints_goes_on_from_the_last(run_stage, monkeypatch, tmp_path):
+    flags = ("--steps", "5", "--checkpoint-every", "2")
+    run_stage("spatial", tmp_path / "whole", *flags)
+    with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="power cut"):
+        count, step_once = itertools.count(1), training._train_step
+
+        def cut(*args):
+            if next(count) == 4:
+                raise RuntimeError("power cut")
+            return step_once(*args)
+        patch.setattr(training, "_train_step", cut)
+        run_stage("spatial", tmp_path / "cut", *flags)
+    assert len(log(tmp_path / "cut")) == 3
+    run_stage("spatial", tmp_path / "cut", *flags, "--resume")
+    assert_same(state(tmp_path / "whole"), state(tmp_path / "cut"))
+    assert [line["step"] for line in log(tmp_path / "cut")] == [1, 2, 3, 4, 5]
+
+
+def test_ctrl_c_while_a_sheet_is_drawn_saves_that_step(run_stage, monkeypatch, tmp_path):
+    with monkeypatch.context() as patch:
+        patch.setattr(training, "_draw", lambda *_: signal.raise_signal(signal.SIGINT))
+        run_stage("spatial", tmp_path, "--steps", "4", "--sheet-every", "2")
+    assert torch.load(tmp_path / "checkpoint.pt", weights_only=True)["step"] == 2
+    assert (tmp_path / "adapter-000002.safetensors").exists()
+
+
+def test_ctrl_c_before_the_first_step_can_be_resumed(run_stage, monkeypatch, tmp_path):
+    with monkeypatch.context() as patch:
+        patch.setattr(training, "tqdm", lambda **kw: signal.raise_signal(signal.SIGINT) or
+                      train.tqdm(**kw))
+        run_stage("spatial", tmp_path, "--steps", "2")
+    assert log(tmp_path) == []
+    run_stage("spatial", tmp_path, "--steps", "2", "--resume")
+    assert len(log(tmp_path)) == 2
+
+
+@pytest.mark.parametrize("flags, sentence", [
+    (["--learning-rate", "0.002"], r"was started with learning_rate = 0\.001, not 0\.002"),
+    (["--seed", "4"], "was started with seed = 3, not 4"),
+    (["--prompt", "a hare"], "was started with prompt = 'a bear', not 'a hare'"),
+    (["--steps", "1"], "--steps 1: the run in .* has done 2 already"),
+])
+def test_resume_refuses_another_recipe(run_stage, tmp_path, flags, sentence):
+    run_stage("spatial", tmp_path, "--steps", "2", "--learning-rate", "0.001", "--prompt", "a bear")
+    before = state(tmp_path)
+    with pytest.raises(UserError, match=sentence):
+        run_stage("spatial", tmp_path, "--resume", "--steps", "3", "--learning-rate", "0.001",
+                  "--prompt", "a bear", *flags)
+    assert_same(before, state(tmp_path))
+
+
+def test_an_unfinished_run_is_not_overwritten_and_a_finished_one_is(run_stage, monkeypatch, tmp_path):
+    with monkeypatch.context() as patch:
+        interrupt_at(patch, 1)
+        run_stage("spatial", tmp_path, "--steps", "3")
+    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    with pytest.raises(UserError, match=r"an unfinished run \(step 1 of 3\); go on with --resume"):
+        run_stage("spatial", tmp_path, "--steps", "3")
+    assert before == {path: path.read_bytes() for path in tmp_path.iterdir()}
+    run_stage("spatial", tmp_path, "--steps", "3", "--resume")
+    run_stage("spatial", tmp_path, "--steps", "2")
+    assert [line["step"] for line in log(tmp_path)] == [1, 2]
+    assert not (tmp_path / "adapter-000003.safetensors").exists()
+
+
+# What a run leaves
+
+def test_log_metadata_and_files(run_stage, tmp_path):
+    run_stage("ttt", tmp_path, "--steps", "2", "--checkpoint-every", "1", "--sheet-every", "1")
+    for step, line in enumerate(log(tmp_path), start=1):
+        assert line.keys() == {"step", "loss", "learning_rate", "seconds", "memory_gb", "skipped"}
+        assert line["step"] == step and line["learning_rate"] == 1e-6 and line["skipped"] == 0
+        assert line["loss"] > 0 and line["seconds"] > 0 and 0.1 < line["memory_gb"] < 10
+    assert {path.name for path in tmp_path.iterdir()} == {
+        "adapter.safetensors", "adapter-000001.safetensors", "adapter-000002.safetensors",
+        "checkpoint.pt", "log.jsonl", "sheet-000001.png", "sheet-000002.png"}
+    with safe_open(tmp_path / "adapter.safetensors", "pt") as file:
+        metadata = file.metadata()
+    recipe = json.loads(metadata.pop("recipe"))
+    assert metadata == {
+        "format": "pt", "kind": "joined", "rank": "4", "scale": "1", "step": "2",
+        "base_model": "random", "prompt": "a bear is lifting weights",
+        "spatial_layers": "[2, 6]", "spatial_prompt": "a bear",
+        "appearance_prompt": "a bear is doing something", "temporal_layers": "[2, 5]",
+        "temporal_prompt": "a man is lifting weights", "motion_prompt": "an object is lifting weights"}
+    assert recipe.keys() == PAPER["ttt"].keys()
+    assert (recipe["steps"], recipe["rank"], recipe["betas"]) == (2, 4, [0.9, 0.99])
+
+
+@pytest.mark.parametrize("stage, prompt", [("spatial", "a bear"),
+                                           ("temporal", "a man is lifting weights")])
+def test_metadata_of_the_first_stages(adapters, stage, prompt):
+    with safe_open(adapters / stage / "adapter.safetensors", "pt") as file:
+        metadata = file.metadata()
+    layers = "[2, 6]" if stage == "spatial" else "[2, 5]"
+    assert json.loads(metadata.pop("recipe")).keys() == PAPER[stage].keys()
+    assert metadata == {"format": "pt", "kind": stage, f"{stage}_layers": layers, "prompt": prompt,
+                        "base_model": "random", "rank": "4", "scale": "1", "step": "2"}
+
+
+@pytest.mark.parametrize("failing", ["torch.save", "write_bytes", "replace"])
+def test_checkpoints_are_atomic(run_stage, monkeypatch, tmp_path, failing):
+    run_stage("spatial", tmp_path, "--steps", "1")
+    before = (tmp_path / "checkpoint.pt").read_bytes()
+
+    def fail(*args):
+        if isinstance(args[0], Path) and failing == "write_bytes":
+            args[0].open("wb").write(b"half")
+        raise OSError(28, "No space left on device")
+    with monkeypatch.context() as patch:
+        if failing == "torch.save":
+            patch.setattr(torch, "save", fail)
+        elif failing == "write_bytes":
+            patch.setattr(Path, "write_bytes", fail)
+        else:
+            patch.setattr("os.replace", fail)
+        with pytest.raises((UserError, OSError), match="No space left on device"):
+            run_stage("spatial", tmp_path, "--steps", "2", "--resume")
+    assert (tmp_path / "checkpoint.pt").read_bytes() == before
+    assert not list(tmp_path.glob(".writing-*"))
+
+
+# Runs built by hand: on the model in memory, with losses of the test's choice
+
+def run_of(model, folder: Path, losses, **changes) -> training.Run:
+    settings = PAPER["temporal"] | changes
+    return training.Run(folder, model.unet, ("spatial", "temporal"), losses, settings,
+                        {"kind": "joined"}, "fp32", 0, 100, 0, draw=None)
+
+
+def a_clip(frames: int = 2) -> torch.Tensor:
+    """Latents of something that moves: a bright spot walks along the rows. (1 4 f 8 8)"""
+    z = -0.5 * torch.ones(1, 4, frames, 8, 8)
+    for k in range(frames):
+        z[:, :, k, 2 * k % 8:2 * k % 8 + 2, 2:6] = torch.tensor([2, 1, -2, 1.5]).view(4, 1, 1)
+    return z
+
+
+def all_adapters(model, rank: int = 8) -> None:
+    add_lora(model.unet, "spatial", (0, 1, 2, 4, 6, 7, 8), rank, dropout=0)
+    add_lora(model.unet, "temporal", (0, 1, 2, 3, 5, 6, 7, 8), rank, dropout=0)
+
+
+def test_a_step_whose_loss_is_not_finite_is_skipped_and_counted(model, tmp_path, monkeypatch):
+    all_adapters(model)
+    z, text, count, weights = a_clip(), model.encode_text(["a"]), itertools.count(1), []
+
+    def losses(generator):
+        weights.append(model.unet.layers[2].motion_modules[0].block.ff.out.adapters[
+            "temporal"].up.weight.detach().clone())
+        bad = next(count) in (2, 4)
+        for loss in temporal_loss(model.unet, z, text, False, generator):
+            yield loss * float("nan") if bad else loss
+    run = run_of(model, tmp_path, losses, steps=5)
+    assert training.fit(run, resume=False)
+    assert [line["loss"] is None for line in log(tmp_path)] == [False, True, False, True, False]
+    assert [line["skipped"] for line in log(tmp_path)] == [0, 1, 1, 2, 2]
+    moved = [not torch.equal(a, b) for a, b in itertools.pairwise(weights)]
+    assert moved == [True, False, True, False]      # after steps 1, 2, 3, 4
+    assert torch.load(tmp_path / "checkpoint.pt", weights_only=True)["skipped"] == 2
+
+
+@pytest.mark.parametrize("value", ["loss", "gradient"])
+def test_many_skipped_steps_in_a_row_stop_with_a_sentence(model, tmp_path, value):
+    parameter = add_lora(model.unet, "temporal", (2,), rank=2)[0]
+
+    def losses(generator):      # sqrt has a finite value and an infinite slope at 0
+        yield parameter.sum() * float("inf") if value == "loss" else (parameter * 0).sum().sqrt()
+    run = run_of(model, tmp_path, losses, steps=50)
+    with pytest.raises(UserError, match="not finite for 20 steps in a row; try --precision fp32"):
+        training.fit(run, resume=False)
+    assert len(log(tmp_path)) == training.MOST_SKIPPED - 1
+
+
+@torch.no_grad()
+def let_it_denoise(model, text: torch.Tensor) -> None:
+    """Fit the last convolution by least squares to the noise in plain colours, its input led past
+    the last resnet: a base that cannot tell noise at all would draw noise whatever a LoRA says."""
+    last, c = model.unet.layers[8].resnets[-1], model.unet.conv_out.in_channels
+    last.conv_shortcut.weight.copy_(torch.eye(2 * c)[c:, :, None, None])        # the skip's half
+    seen, noises, g = [], [], torch.Generator().manual_seed(5)
+    hook = model.unet.conv_out.register_forward_pre_hook(
+        lambda module, x: seen.append(F.unfold(x[0], 3, padding=1)))
+    for t in range(25, 1000, 50):
+        z = torch.randn((1, 4, 2, 1, 1), generator=g).expand(1, 4, 2, 8, 8)
+        noises.append(torch.randn(z.shape, generator=g))
+        model.unet(add_noise(z, noises[-1], torch.tensor([t])), torch.tensor([t]), text)
+    hook.remove()
+    x = rearrange(torch.cat(seen), "f k n -> (f n) k")
+    y = rearrange(torch.cat(noises), "b c f h w -> (b f h w) c")
+    weight = torch.linalg.solve(x.T @ x + 1e-3 * torch.eye(9 * c), x.T @ y)
+    model.unet.conv_out.weight.copy_(weight.T.view(4, c, 3, 3))
+    model.unet.conv_out.bias.zero_()
+
+
+def test_learning_is_real(model, tmp_path, capsys):
+    """One clip, every layer's LoRA: the loss falls, and what is sampled moves to the clip."""
+    z, (text, empty) = a_clip(), model.encode_text(["a spot walks", ""]).split(1)
+    let_it_denoise(model, text)
+    all_adapters(model)
+    g = torch.Generator().manual_seed(1)
+    fixed = [(torch.randn(z.shape, generator=g), torch.tensor([t])) for t in range(50, 1000, 100)]
+    noise = torch.randn((4, *z.shape[1:]), generator=g)
+
+    @torch.no_grad()
+    def judge() -> dict[str, float]:
+        loss, error = [], []
+        for eps, t in fixed:
+            x_t, a = add_noise(z, eps, t), alpha_bar(t).item()
+            eps_hat = model.unet(x_t, t, text)
+            loss.append(noise_loss(eps_hat, eps))
+            error.append((((x_t - (1 - a) ** 0.5 * eps_hat) / a ** 0.5 - z).norm() / z.norm()))
+        *_, sampled = ddim(model.unet, noise, text.repeat(4, 1, 1), empty, ddim_timesteps(10), 1)
+        far = (sampled - z).flatten(1).norm(dim=1) / z.norm()
+        colours = [clip.mean(dim=(-1, -2)).flatten(1) for clip in (sampled, z)]     # of each frame
+        return {"noise loss": torch.stack(loss).mean().item(),
+                "error of x_0 in one step": torch.stack(error).mean().item(),
+                "error of the samples": far.mean().item(),
+                "cosine of the samples' colours": F.cosine_similarity(*colours).mean().item()}
+
+    before = judge()
+    training.fit(run_of(model, tmp_path, lambda g: temporal_loss(model.unet, z, text, False, g),
+                        steps=100, learning_rate=2e-3, weight_decay=0.0), resume=False)
+    model.unet.eval()
+    after = judge()
+    with capsys.disabled():
+        print("\none clip, 100 steps: " + ", ".join(
+            f"{what} {before[what]:.2f} -> {after[what]:.2f}" for what in before))
+    loss, one_step, far, cosine = ((before[what], after[what]) for what in before)
+    assert loss[1] < 0.6 * loss[0] and one_step[1] < 0.9 * one_step[0]
+    assert far[1] < 0.95 * far[0] and cosine[1] > cosine[0] + 0.2
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_bf16_runs_on_a_cpu(run_stage, tmp_path, stage):
+    run_stage(stage, tmp_path, "--steps", "2", "--precision", "bf16", "--gradient-checkpointing")
+    assert all(0 < line["loss"] < 20 for line in log(tmp_path))
+    tensors = load_file(tmp_path / "adapter.safetensors").values()
+    assert all(tensor.dtype == torch.float32 and tensor.isfinite().all() for tensor in tensors)
+    assert any("lora_up" in key and tensor.any()
+               for key, tensor in load_file(tmp_path / "adapter.safetensors").items())
