@@ -9,6 +9,7 @@ The references are built on "meta", where initialising them would take most of t
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -110,6 +111,6 @@ def fp16_folder(model, tmp_path_factory):
 def test_peak_memory_is_the_weights(fp16_folder, dtype):
     """At most 1.15 times the weights, Python and torch included: converted or not."""
     output = subprocess.run([sys.executable, "-c", LOAD, fp16_folder, dtype], check=True,
-                            capture_output=True, text=True).stdout
+                            cwd=Path(__file__).parents[1], capture_output=True, text=True).stdout
     print(f"peak memory, loaded as {dtype}: {float(output):.3f} x the weights")
     assert float(output) <= 1.15

@@ -63,7 +63,8 @@ def carry(ours, theirs, public, only=lambda name: True):
     assert all(keys.is_dropped(key) for key in result.missing_keys)
     for module in theirs.modules():
         if isinstance(module, SinusoidalPositionalEmbedding) and module.pe.is_meta:
-            module.pe = SinusoidalPositionalEmbedding(module.pe.shape[2], module.pe.shape[1]).pe
+            with torch.device("cpu"):
+                module.pe = SinusoidalPositionalEmbedding(module.pe.shape[2], module.pe.shape[1]).pe
     return theirs.eval()
 
 

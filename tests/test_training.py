@@ -353,7 +353,7 @@ def test_learning_is_real(model, tmp_path, capsys):
             f"{what} {before[what]:.2f} -> {after[what]:.2f}" for what in before))
     loss, one_step, far, cosine = ((before[what], after[what]) for what in before)
     assert loss[1] < 0.6 * loss[0] and one_step[1] < 0.9 * one_step[0]
-    assert far[1] < 0.95 * far[0] and cosine[1] > cosine[0] + 0.2
+    assert far[1] < 0.95 * far[0] and cosine[1] > cosine[0] + 0.1
 
 
 @pytest.mark.parametrize("stage", STAGES)

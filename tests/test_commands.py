@@ -1,0 +1,181 @@
+"""The command lines as a person runs them: the whole method in processes of their own, and sample.py."""
+
+import itertools
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import av
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+
+import sample
+from customttt.video import write_video
+from sample import split_scale
+from test_media import gradient, numbered, pages, write_clip
+
+ROOT = Path(__file__).resolve().parent.parent
+SIZES = ["--size", "64", "--frames", "3", "--sampling-steps", "2"]
+QUICK = [*SIZES, "--steps", "2", "--learning-rate", "0.01"]
+
+
+def program(name: str, *flags, folder: Path) -> subprocess.Popen:
+    """Start `python name flags` in another working directory."""
+    return subprocess.Popen([sys.executable, str(ROOT / name), *map(str, flags)], cwd=folder,
+                            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+                            env=os.environ | {"OMP_NUM_THREADS": "1"})
+
+
+def finished(process: subprocess.Popen) -> str:
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 0, err
+    return out
+
+
+@pytest.fixture(scope="session")
+def trained(model_folder, tmp_path_factory) -> tuple[Path, dict[str, str]]:
+    """All three stages and sample.py from an empty folder. Returns it and what each printed."""
+    folder = tmp_path_factory.mktemp("elsewhere")
+    (folder / "bear").mkdir()
+    (folder / "clips").mkdir()
+    for k, frame in enumerate(gradient(2, 80, 64)):
+        write_video(frame[None], folder / "bear" / f"{k}.png")
+    for k, word in enumerate(("lifting", "running")):       # a caption beside each clip
+        write_clip(folder / "clips" / f"{k}.mp4", numbered(4)[::1 - 2 * k], fps=8)
+        (folder / "clips" / f"{k}.txt").write_text(f"a man is {word}\n")
+    model = ["--model", model_folder]
+    said = {stage: finished(program("train.py", "--stage", stage, *model, *flags, *QUICK,
+                                    folder=folder))
+            for stage, flags in (("spatial", ["--data", "bear", "--prompt", "a bear", "--rank", "4"]),
+                                 ("temporal", ["--data", "clips", "--rank", "4"]),
+                                 ("ttt", ["--reference-steps", "2"]))}
+    said["sample"] = finished(program("sample.py", *model, *SIZES, "--fps", "8", folder=folder))
+    return folder, said
+
+
+@pytest.fixture
+def run_sample(trained, model_folder, monkeypatch, tmp_path):
+    """run_sample("--flag", ...) -> the frames of a lossless sheet, in the folder of `trained`."""
+    count = itertools.count()
+
+    def run_sample(*flags) -> torch.Tensor:
+        sheet = tmp_path / f"sheet-{next(count)}.png"
+        monkeypatch.chdir(trained[0])
+        monkeypatch.setattr(sys, "argv", [str(a) for a in (
+            "sample.py", "--model", model_folder, "--output", sheet, "--prompt", "a bear", *SIZES,
+            *flags)])
+        sample.main()
+        return pages(sheet)[0]
+    return run_sample
+
+
+def test_the_whole_method_from_another_folder(trained):
+    folder, said = trained
+    assert sorted(path.name for path in (folder / "output").iterdir()) == [
+        "sample.mp4", "spatial", "temporal", "ttt"]
+    assert "prompt: a man is lifting\n        a man is running\n" in said["temporal"]
+    assert "target: a bear is lifting\n" in said["ttt"]
+    assert "motion reference: an object is lifting\n" in said["ttt"]
+    assert "prompt: a bear is lifting\n" in said["sample"]      # that of output/ttt, unasked
+    assert "steps 2, the paper has 500 (given)" in said["spatial"]
+    with av.open(str(folder / "output/sample.mp4")) as container:
+        stream = container.streams.video[0]
+        assert (stream.codec_context.name, stream.width, stream.average_rate) == ("h264", 64, 8)
+        assert len(list(container.decode(stream))) == 3
+
+
+def test_ctrl_c_and_resume_in_a_process_of_their_own(trained, model_folder):
+    folder, _ = trained
+    flags = ["train.py", "--stage", "spatial", "--model", model_folder, "--data", "bear", "--prompt",
+             "a bear", "--rank", "2", *SIZES]
+    process = program(*flags, "--output", "cut", "--steps", "100000", folder=folder)
+    log, end = folder / "cut/log.jsonl", time.time() + 60
+    while not (log.exists() and log.stat().st_size) and time.time() < end:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 0 and "Traceback" not in err, err
+    assert "finishing this step; once more to stop at once" in err
+    assert out.endswith("stopped and saved; go on with the same command and --resume\n")
+    done = torch.load(folder / "cut/checkpoint.pt", weights_only=True)["step"]
+    assert done == len(log.read_text().splitlines()) >= 1
+    finished(program(*flags, "--output", "cut", "--steps", done + 1, "--resume", folder=folder))
+    finished(program(*flags, "--output", "whole", "--steps", done + 1, folder=folder))
+    cut, whole = (load_file(folder / name / "adapter.safetensors") for name in ("cut", "whole"))
+    assert cut.keys() == whole.keys() and all(torch.equal(cut[key], whole[key]) for key in cut)
+
+
+def test_the_same_seed_gives_the_same_bytes_and_another_seed_others(run_sample):
+    first, again, other = run_sample(), run_sample(), run_sample("--seed", "1")
+    assert torch.equal(first, again) and not torch.equal(first, other)
+
+
+def test_loras_add_up_with_their_scales(run_sample, trained, tmp_path):
+    """Scale 0 changes nothing; 1.0 and no number are the same; two halves are a whole."""
+    folder, _ = trained
+    strong = {key: t * (30 if "up" in key else 1) for key, t in load_file(
+        folder / "output/spatial/adapter.safetensors").items()}
+    save_file(strong, tmp_path / "subject.safetensors")
+    subject = tmp_path / "subject.safetensors"
+    plain, whole = run_sample("--lora"), run_sample("--lora", subject)
+    assert not torch.equal(plain, whole)
+    assert torch.equal(plain, run_sample("--lora", f"{subject}:0"))
+    assert torch.equal(whole, run_sample("--lora", f"{subject}:1.0"))
+    halves = run_sample("--lora", f"{subject}:0.5", f"{subject}:0.5")
+    assert (halves.int() - whole.int()).abs().max() <= 1
+    both = run_sample("--lora", subject, "output/temporal:20")
+    assert not torch.equal(both, whole)
+
+
+@pytest.mark.parametrize("given, path, scale", [
+    ("a.safetensors", "a.safetensors", 1.0), ("a.safetensors:0.8", "a.safetensors", 0.8),
+    ("a.safetensors:-1", "a.safetensors", -1.0), (r"C:\loras\a.safetensors", None, 1.0),
+    (r"C:\loras\a.safetensors:0.5", r"C:\loras\a.safetensors", 0.5), ("folder", "folder", 1.0),
+    ("a:b.safetensors", None, 1.0), ("a.safetensors:nan", None, 1.0)])
+def test_a_colon_in_a_path_is_not_a_scale(given, path, scale):
+    assert split_scale(given) == (Path(given if path is None else path), scale)
+
+
+def test_no_motion_makes_the_frames_separate_images(run_sample):
+    """One frame alone is then the first of three, which it is not with motion modules."""
+    for flag, alike in (("--no-motion", True), ("--motion", False)):
+        one = run_sample(flag, "--frames", "1")
+        three = run_sample(flag)
+        assert one.shape == (64, 64, 3) and three.shape == (64, 192, 3)
+        assert alike == frames_alike(run_sample, flag)
+
+
+def frames_alike(run_sample, flag: str) -> bool:
+    """Whether three frames of one noise come out the same."""
+    with pytest.MonkeyPatch.context() as patch:
+        sampled = sample.sample_latents
+
+        def of_one_noise(model, *args, **kwargs):
+            noise = torch.randn((1, 4, 1, 8, 8), generator=torch.Generator().manual_seed(0))
+            return sampled(model, *args, latents=noise.expand(1, 4, 3, 8, 8), **kwargs)
+        patch.setattr(sample, "sample_latents", of_one_noise)
+        a, b, c = run_sample(flag).chunk(3, dim=1)
+    return torch.equal(a, b) and torch.equal(b, c)
+
+
+def test_a_model_without_motion_module_samples_images_only(trained, model_folder, tmp_path,
+                                                          monkeypatch):
+    from customttt.errors import UserError
+    shutil.copytree(model_folder, tmp_path / "image-model")
+    shutil.rmtree(tmp_path / "image-model" / "motion_adapter")
+    flags = ["sample.py", "--model", str(tmp_path / "image-model"), "--prompt", "a bear", *SIZES,
+             "--output", str(tmp_path / "clip.webp")]
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", flags)
+    with pytest.raises(UserError, match="image-model has no motion module: give one with --motion"):
+        sample.main()
+    monkeypatch.setattr(sys, "argv", [*flags, "--no-motion"])
+    sample.main()
+    with Image.open(tmp_path / "clip.webp") as image:
+        assert image.n_frames == 3
