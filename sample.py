@@ -7,6 +7,7 @@ The ending of --output chooses the format: .mp4, .gif, .webp, or .png for a cont
 """
 
 import argparse
+import math
 from pathlib import Path
 
 from tqdm import tqdm
@@ -88,11 +89,12 @@ def apply_loras(model: Model, loras: list[str | Path]) -> str | None:
 
 def split_scale(text: str) -> tuple[Path, float]:
     """"file.safetensors:0.8" -> the path and 0.8; without a number, 1."""
-    path, colon, number = text.rpartition(":")
+    path, _, number = text.rpartition(":")
     try:
-        return (Path(path), float(number)) if colon else (Path(text), 1.0)
+        scale = float(number)
     except ValueError:
         return Path(text), 1.0
+    return (Path(path), scale) if path and math.isfinite(scale) else (Path(text), 1.0)
 
 
 if __name__ == "__main__":

@@ -14,12 +14,13 @@ from pathlib import Path
 import torch
 from einops import rearrange
 from torch import Tensor
+from PIL import Image
 from tqdm import tqdm
 
 from customttt.diffusion import ddim_timesteps
 from customttt.errors import UserError, run
 from customttt.images import (IMAGE_ENDINGS, VIDEO_ENDINGS, caption_beside, find_files, read_image,
-                              read_video)
+                              read_video, to_square)
 from customttt.lora import active, add_lora
 from customttt.lora_files import load_lora
 from customttt.model import Model
@@ -28,10 +29,18 @@ from customttt.recipes import PAPER, STAGES
 from customttt.sampling import ddim, decode_frames, initial_noise
 from customttt.stages import TestTimeTraining, spatial_loss, temporal_loss
 from customttt.training import Run, fit
-from customttt.video import contact_sheet, write_video
+from customttt.video import as_frames, contact_sheet, write_video
 
 EXAMPLES = Path("weights/tiny/examples")
 OUTPUT = Path("output")
+TRAINED = {"spatial": ("spatial",), "temporal": ("temporal",), "ttt": ("spatial", "temporal")}
+SHEET_ROWS = {      # of a contact sheet: which adapters are on
+    "spatial": [("spatial",)],
+    "temporal": [("temporal",)],
+    "ttt": [(), ("spatial_reference",), ("temporal_reference",),        # base, subject, motion,
+            ("spatial_reference", "temporal_reference"),                # joined as they are,
+            ("spatial", "temporal")],                                   # and after training
+}
 
 
 def parse() -> argparse.Namespace:
@@ -52,8 +61,9 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--motion-prompt", help="ttt: of the motion reference")
     parser.add_argument("--resume", action="store_true", help="go on from the last checkpoint")
     parser.add_argument("--checkpoint-every", type=int, default=100, metavar="STEPS")
-    parser.add_argument("--sheet-every", type=int, default=0, metavar="STEPS",
-                        help="draw a contact sheet of samples every so many steps, and at the end")
+    parser.add_argument("--sheet-every", type=int, default=100, metavar="STEPS",
+                        help="draw a contact sheet of samples every so many steps and at the end; "
+                        "0: never (default: %(default)s)")
     parser.add_argument("--gradient-checkpointing", action="store_true",
                         help="less memory, about a third more time")
     add_recipe_flags(parser, PAPER["spatial"] | PAPER["temporal"] | PAPER["ttt"])
@@ -71,9 +81,11 @@ def main() -> None:
     model.unet.gradient_checkpointing = args.gradient_checkpointing
     torch.manual_seed(args.seed)        # the LoRA's start
     prepare = {"spatial": spatial, "temporal": temporal, "ttt": test_time_training}[args.stage]
-    names, losses, prompt, metadata = prepare(args, model, settings)
+    losses, prompt, metadata, above = prepare(args, model, settings)
+    names = TRAINED[args.stage]
 
-    draw = sheet_drawer(model, names, prompt, settings, motion=args.stage != "spatial")
+    draw = sheet_drawer(model, prompt, settings, SHEET_ROWS[args.stage], above,
+                        motion=args.stage != "spatial")
     model.text_encoder = model.vae.encoder = None       # their work is done: free the memory
     metadata |= {"prompt": prompt, "base_model": model.name, "rank": settings["rank"], "scale": 1,
                  "recipe": settings}
@@ -92,14 +104,15 @@ def spatial(args: argparse.Namespace, model: Model, settings: dict) -> tuple:
     prompts = prompts_of(args.prompt, files)
     pixels = torch.stack([read_image(file, settings["size"])
                           for file in tqdm(files, desc="images", leave=False)])
-    z = encode(model, rearrange(pixels, "n c h w -> n c 1 h w"), args.seed)
-    text = model.encode_text(prompts)
     layers = settings["spatial_layers"]
     add_lora(model.unet, "spatial", layers, settings["rank"], settings["dropout"])
+    keep_data(pixels, args.output)
+    z = encode(model, rearrange(pixels, "n c h w -> n c 1 h w"), args.seed)
+    text = model.encode_text(prompts)
 
     def losses(generator):
         return spatial_loss(model.unet, z, text, settings["batch_size"], generator)
-    return ("spatial",), losses, prompts[0], {"kind": "spatial", "spatial_layers": layers}
+    return losses, prompts[0], {"kind": "spatial", "spatial_layers": layers}, []
 
 
 def temporal(args: argparse.Namespace, model: Model, settings: dict) -> tuple:
@@ -108,16 +121,17 @@ def temporal(args: argparse.Namespace, model: Model, settings: dict) -> tuple:
     paths = args.data or [EXAMPLES / "motion.mp4"]
     files = find_files(paths, VIDEO_ENDINGS, "video")
     prompts = prompts_of(args.prompt, files)
-    z = encode(model, torch.stack([
-        read_video(file, settings["frames"], settings["fps"], settings["size"])
-        for file in tqdm(files, desc="videos", leave=False)]), args.seed)
-    text = model.encode_text(prompts)
+    pixels = torch.stack([read_video(file, settings["frames"], settings["fps"], settings["size"])
+                          for file in tqdm(files, desc="videos", leave=False)])
     layers = settings["temporal_layers"]
     add_lora(model.unet, "temporal", layers, settings["rank"], settings["dropout"])
+    keep_data(rearrange(pixels, "n c f h w -> (n f) c h w"), args.output)
+    z = encode(model, pixels, args.seed)
+    text = model.encode_text(prompts)
 
     def losses(generator):
         return temporal_loss(model.unet, z, text, settings["debiased"], generator)
-    return ("temporal",), losses, prompts[0], {"kind": "temporal", "temporal_layers": layers}
+    return losses, prompts[0], {"kind": "temporal", "temporal_layers": layers}, []
 
 
 def test_time_training(args: argparse.Namespace, model: Model, settings: dict) -> tuple:
@@ -125,7 +139,7 @@ def test_time_training(args: argparse.Namespace, model: Model, settings: dict) -
     require_motion(model)
     if args.rank is not None:
         raise UserError("--rank: stage ttt takes the rank of the adapters that it joins; leave it out")
-    metadata = {"kind": "joined"}
+    metadata, above = {"kind": "joined"}, []
     for kind, given in (("spatial", args.spatial), ("temporal", args.temporal)):
         file = given / "adapter.safetensors" if given.is_dir() else given
         if not file.is_file():
@@ -139,6 +153,7 @@ def test_time_training(args: argparse.Namespace, model: Model, settings: dict) -
         metadata |= {f"{kind}_layers": read.metadata[f"{kind}_layers"],
                      f"{kind}_prompt": read.metadata["prompt"]}
         settings["rank"] = int(read.metadata["rank"])
+        above += kept_data(file)
 
     subject, motion = metadata["spatial_prompt"], metadata["temporal_prompt"]
     doing = motion.partition(" is ")[2]         # "a man is lifting weights" -> "lifting weights"
@@ -155,7 +170,7 @@ def test_time_training(args: argparse.Namespace, model: Model, settings: dict) -
     texts = model.encode_text([prompt, appearance_prompt, motion_prompt, ""]).split(1)
     metadata |= {"appearance_prompt": appearance_prompt, "motion_prompt": motion_prompt}
     stage = TestTimeTraining(model.unet, shape, *texts, settings)
-    return ("spatial", "temporal"), stage.losses, prompt, metadata
+    return stage.losses, prompt, metadata, above
 
 
 def require_motion(model: Model) -> None:
@@ -184,16 +199,39 @@ def encode(model: Model, pixels: Tensor, seed: int) -> Tensor:
     return rearrange(z, "(n f) c h w -> n c f h w", n=len(pixels))
 
 
-def sheet_drawer(model: Model, names: tuple[str, ...], prompt: str, settings: dict, motion: bool):
-    """A function that samples the prompt with the trained adapters and writes a contact sheet."""
+def keep_data(pixels: Tensor, folder: Path) -> None:
+    """Write what is learned from, as the model sees it: (f 3 H W) -> a strip of squares, data.png."""
+    write_video(as_frames(pixels), folder / "data.png")
+
+
+def kept_data(adapter: Path) -> list[Tensor]:
+    """The strip beside an adapter as frames, uint8 (f H W 3); nothing if it is not there."""
+    strip = adapter.parent / "data.png"
+    if not strip.exists():
+        return []
+    with Image.open(strip) as image:
+        squares = [image.crop((x, 0, x + image.height, image.height))
+                   for x in range(0, image.width, image.height)]
+    return [as_frames(torch.stack([to_square(square, image.height) for square in squares]))]
+
+
+def sheet_drawer(model: Model, prompt: str, settings: dict, rows: list[tuple[str, ...]],
+                 above: list[Tensor], motion: bool):
+    """A function that samples the prompt, a row for each set of adapters, below the rows `above`."""
     text, empty = model.encode_text([prompt, ""]).split(1)
     noise = initial_noise(model, settings["frames"] if motion else 4, settings["size"], seed=0)
 
     def draw(path: Path) -> None:
-        with active(model.unet, *names):
-            *_, z = ddim(model.unet, noise.to(model.device), text, empty,
-                         ddim_timesteps(settings["sampling_steps"]), settings["guidance"], motion)
-        write_video(contact_sheet([decode_frames(model, z)]), path)
+        clips = []
+        for names in rows:
+            with active(model.unet, *names):
+                *_, z = ddim(model.unet, noise.to(model.device), text, empty,
+                             ddim_timesteps(settings["sampling_steps"]), settings["guidance"], motion)
+            clips.append(decode_frames(model, z))
+        every = max(1, len(clips[0]) // 8)
+        same_size = [clip for clip in above if clip.shape[1:] == clips[0].shape[1:]]
+        write_video(contact_sheet([clip[::every] if len(clip) > 8 else clip
+                                   for clip in same_size + clips]), path)
     return draw
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import av
 import torch
-from einops import rearrange, repeat
+from einops import rearrange
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 

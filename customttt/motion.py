@@ -47,8 +47,8 @@ class MotionModule(nn.Module):
     """One TemporalBlock between linear projections, residual.
 
     GroupNorm is per frame, as in the original code in every version. diffusers' UNetMotionModel
-    shares its statistics among the frames of a clip: with random weights and input its output
-    differs by several per cent (tests/test_parity.py).
+    shares its statistics among the frames of a clip, so the more frames differ, the more its output
+    differs: by 2% for noise, 13% for a fading clip (random weights; tests/test_parity.py).
     """
 
     def __init__(self, channels: int, config: MotionConfig, groups: int):

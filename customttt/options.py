@@ -12,7 +12,8 @@ from .model import Model, load_model
 from .recipes import PAPER, WHY_TINY, recipe, recipe_name
 from .training import DTYPES
 
-TINY_MODEL = Path("weights/tiny")
+# Small and RANDOM, made by `python -m customttt.random_model`, until a trained one is embedded.
+DEFAULT_MODEL = Path("weights/random")
 MAY_BE_ZERO = {"dropout", "weight_decay", "betas", "guidance", "reference_guidance",
                "spatial_layers", "temporal_layers"}
 BELOW = {"dropout": 1, "betas": 1, "sampling_steps": STEPS, "reference_steps": STEPS}
@@ -20,7 +21,7 @@ CHOICES = {"reference_noise": ["independent", "one"], "reference_timestep": ["un
 
 
 def add_model_flags(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--model", default=TINY_MODEL, metavar="M",
+    parser.add_argument("--model", default=DEFAULT_MODEL, metavar="M",
                         help="model folder or single-file checkpoint (default: %(default)s)")
     parser.add_argument("--motion-module", metavar="FILE",
                         help="AnimateDiff motion module (default: M/motion_adapter)")

@@ -9,6 +9,7 @@ from torch import Tensor
 from .diffusion import ddim_step, ddim_timesteps
 from .model import Model
 from .unet import UNet
+from .video import as_frames
 
 
 @torch.no_grad()
@@ -69,11 +70,8 @@ def initial_noise(model: Model, frames: int, size: int, seed: int) -> Tensor:
 @torch.no_grad()
 def decode_frames(model: Model, latents: Tensor) -> Tensor:
     """Latents (1 4 f h w) -> uint8 (f H W 3), one frame at a time, so that memory stays bounded."""
-    frames = []
-    for z in rearrange(latents, "1 c f h w -> f 1 c h w").to(model.device, model.dtype):
-        pixels = model.vae.decode(z)[0].float().clamp(-1, 1)
-        frames.append(((pixels + 1) * 127.5).round().to("cpu", torch.uint8))
-    return rearrange(frames, "f c h w -> f h w c")
+    latents = rearrange(latents, "1 c f h w -> f 1 c h w").to(model.device, model.dtype)
+    return torch.cat([as_frames(model.vae.decode(z)) for z in latents])
 
 
 def sample_video(model: Model, prompt: str, **arguments) -> Tensor:

@@ -5,6 +5,7 @@ from fractions import Fraction
 from pathlib import Path
 
 import av
+import torch
 from av.video.reformatter import Colorspace
 from einops import rearrange
 from PIL import Image
@@ -33,13 +34,19 @@ def to_images(frames: Tensor) -> list[Image.Image]:
             for frame in frames]
 
 
-def contact_sheet(clips: Sequence[Tensor], every: int = 1, gap: int = 2) -> Tensor:
-    """Clips, uint8 (f H W 3), one a row, every so many frames -> one white-gapped (1 H' W' 3)."""
+def as_frames(pixels: Tensor) -> Tensor:
+    """(f 3 H W) in [-1, 1] -> uint8 (f H W 3)."""
+    pixels = rearrange(pixels.float().clamp(-1, 1), "f c h w -> f h w c")
+    return ((pixels + 1) * 127.5).round().to("cpu", torch.uint8)
+
+
+def contact_sheet(clips: Sequence[Tensor], gap: int = 2) -> Tensor:
+    """Clips, uint8 (f H W 3) of one size, one a row -> one picture with white gaps (1 H' W' 3)."""
     height, width = clips[0].shape[1:3]
-    columns = max(len(clip[::every]) for clip in clips)
+    columns = max(len(clip) for clip in clips)
     sheet = clips[0].new_full((len(clips), columns, height + gap, width + gap, 3), 255)
     for row, clip in zip(sheet, clips):
-        row[:len(clip[::every]), :height, :width] = clip[::every]
+        row[:len(clip), :height, :width] = clip
     return rearrange(sheet, "rows columns h w c -> 1 (rows h) (columns w) c")
 
 

@@ -208,7 +208,7 @@ def main() -> None:
         for name, on in CONDITIONS.items():
             clips.append(sample(args, model, combination, on))
             rows[name].append(score(args, combination, clips[-1]))
-        write_video(contact_sheet(clips, every=2),
+        write_video(contact_sheet([clip[::2] for clip in clips]),
                     args.output / args.name / f"{combination.folder}.png")
     print(table(rows))
     print(f"the student moved by {interval(moved)} of its weights' norm")
