@@ -28,7 +28,7 @@ from customttt.options import add_model_flags, add_recipe_flags, chosen_settings
 from customttt.recipes import PAPER, STAGES
 from customttt.sampling import ddim, decode_frames, initial_noise
 from customttt.stages import TestTimeTraining, spatial_loss, temporal_loss
-from customttt.training import Run, fit
+from customttt.training import Run, check_folder, fit
 from customttt.video import as_frames, contact_sheet, write_video
 
 EXAMPLES = Path("weights/tiny/examples")
@@ -50,8 +50,8 @@ def parse() -> argparse.Namespace:
     add_model_flags(parser)
     parser.add_argument("--data", nargs="+", type=Path, metavar="PATH",
                         help="images or folders of them (spatial), videos (temporal)")
-    parser.add_argument("--prompt", help="what the data shows, or what to join (default: the text "
-                        "file beside the data; for ttt, the two stages' prompts joined)")
+    parser.add_argument("--prompt", help="what the data shows, where no text file beside an image or "
+                        "video says it; or what to join (default: the two stages' prompts joined)")
     parser.add_argument("--output", type=Path, help="folder (default: output/STAGE)")
     parser.add_argument("--spatial", type=Path, default=OUTPUT / "spatial", metavar="A",
                         help="ttt: adapter file or folder of the spatial stage")
@@ -76,6 +76,7 @@ def main() -> None:
         if getattr(args, flag) < least:
             raise UserError(f"--{flag.replace('_', '-')}: must be at least {least}")
     args.output = args.output or OUTPUT / args.stage
+    check_folder(args.output, args.resume)
     model, precision = open_model(args)
     settings = chosen_settings(args, args.stage, model)
     model.unet.gradient_checkpointing = args.gradient_checkpointing
@@ -106,7 +107,7 @@ def spatial(args: argparse.Namespace, model: Model, settings: dict) -> tuple:
                           for file in tqdm(files, desc="images", leave=False)])
     layers = settings["spatial_layers"]
     add_lora(model.unet, "spatial", layers, settings["rank"], settings["dropout"])
-    keep_data(pixels, args.output)
+    keep_data(pixels, args)
     z = encode(model, rearrange(pixels, "n c h w -> n c 1 h w"), args.seed)
     text = model.encode_text(prompts)
 
@@ -125,7 +126,7 @@ def temporal(args: argparse.Namespace, model: Model, settings: dict) -> tuple:
                           for file in tqdm(files, desc="videos", leave=False)])
     layers = settings["temporal_layers"]
     add_lora(model.unet, "temporal", layers, settings["rank"], settings["dropout"])
-    keep_data(rearrange(pixels, "n c f h w -> (n f) c h w"), args.output)
+    keep_data(rearrange(pixels, "n c f h w -> (n f) c h w"), args)
     z = encode(model, pixels, args.seed)
     text = model.encode_text(prompts)
 
@@ -196,12 +197,13 @@ def encode(model: Model, pixels: Tensor, seed: int) -> Tensor:
     images = rearrange(pixels, "n c f h w -> (n f) 1 c h w").to(model.device, model.dtype)
     z = torch.cat([model.vae.encode(image, generator).float()
                    for image in tqdm(images, desc="encoding", leave=False)])
-    return rearrange(z, "(n f) c h w -> n c f h w", n=len(pixels))
+    return rearrange(z, "(n f) c h w -> n c f h w", n=len(pixels)).contiguous()
 
 
-def keep_data(pixels: Tensor, folder: Path) -> None:
+def keep_data(pixels: Tensor, args: argparse.Namespace) -> None:
     """Write what is learned from, as the model sees it: (f 3 H W) -> a strip of squares, data.png."""
-    write_video(as_frames(pixels), folder / "data.png")
+    if not args.resume:
+        write_video(as_frames(pixels), args.output / "data.png")
 
 
 def kept_data(adapter: Path) -> list[Tensor]:

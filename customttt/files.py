@@ -91,7 +91,8 @@ def _open_safetensors(path: Path):
     except FileNotFoundError as error:
         raise UserError(f"{path}: no such file") from error
     except (SafetensorError, OSError) as error:
-        raise UserError(f"{path}: not a whole safetensors file ({error}); fetch it again") from error
+        raise UserError(f"{path}: not a whole safetensors file ({error}); fetch it "
+                        f"again") from error
 
 
 def _unpickle(path: Path):

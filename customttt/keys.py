@@ -13,11 +13,11 @@ SPATIAL_LAYERS = (0, 1, 2, 4, 6, 7, 8)      # 3 and 5 have no spatial transforme
 DROPPED = {
     r".*position_ids": "a constant 0, 1, 2, ...",
     r".*pos_(encoder|embed)\.pe": "sinusoids, recomputed for any clip length",
-    r"betas|.*alphas_cumprod.*|posterior_.*": "the noise schedule of Stable Diffusion; AnimateDiff's "
-        "is used (diffusion.py)",
+    r"betas|.*alphas_cumprod.*|posterior_.*": "Stable Diffusion's noise schedule; AnimateDiff's is "
+        "used (diffusion.py)",
     r"model_ema\..*": "a second, averaged copy of the UNet",
-    r"cond_stage_model\.(logit_scale|transformer\.text_projection\.weight)": "CLIP's scores; ComfyUI "
-        "saves them along",
+    r"cond_stage_model\.(logit_scale|transformer\.text_projection\.weight)": "of CLIP's scores; "
+        "ComfyUI saves them along",
     r"first_stage_model\.loss\..*|embedding_manager\..*": "of the training of VAE and prompt words",
 }
 

@@ -99,8 +99,10 @@ def check_numbers(settings: dict) -> None:
                 raise UserError(f"{given}: must be positive" + " or 0" * (key in MAY_BE_ZERO))
             if number >= BELOW.get(key, math.inf):
                 raise UserError(f"{given}: must be less than {BELOW[key]}")
-        if key == "betas" and len(numbers) != 2 or len(set(numbers)) < len(numbers) and "layers" in key:
-            raise UserError(f"{given}: give " + ("two" if key == "betas" else "each layer once"))
+        if key == "betas" and len(numbers) != 2:
+            raise UserError(f"{given}: give two")
+        if "layers" in key and len(set(numbers)) < len(numbers):
+            raise UserError(f"{given}: give each layer once")
     if settings.get("reference_timestep") == "next" and (
             settings["reference_steps"] >= settings["sampling_steps"]):
         raise UserError(f"--reference-steps {settings['reference_steps']}: must be less than "

@@ -22,6 +22,7 @@ from .lora_files import save_lora
 from .unet import UNet
 
 MOST_SKIPPED = 20       # non-finite steps in a row that end a run
+CHECKPOINT = "checkpoint.pt"
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -47,17 +48,19 @@ class Run:
 
     @property
     def checkpoint(self) -> Path:
-        return self.folder / "checkpoint.pt"
+        return self.folder / CHECKPOINT
 
     @property
     def described(self) -> dict:
         """What a resumed run must share with the one that it goes on with (but for `steps`)."""
         told = self.metadata | self.settings | {"seed": self.seed}
-        return {key: value for key, value in json.loads(json.dumps(told)).items() if key != "recipe"}
+        told.pop("recipe", None)
+        return json.loads(json.dumps(told))
 
 
 def fit(run: Run, resume: bool) -> bool:
     """Train to `steps`. Returns False if Ctrl-C ended it early (everything is saved then)."""
+    check_folder(run.folder, resume)
     device = next(run.unet.parameters()).device
     parameters = trainable(run.unet, run.names)
     optimizer = Lion(parameters, run.settings["learning_rate"], run.settings["betas"],
@@ -103,13 +106,13 @@ def fit(run: Run, resume: bool) -> bool:
 def _train_step(run: Run, parameters: list[nn.Parameter], optimizer: Lion,
                 scaler: torch.amp.GradScaler, generator: Generator,
                 device: torch.device) -> tuple[float, bool]:
-    """One update. Returns the loss, and whether it and its gradient were finite (else no update)."""
+    """One update. Returns the loss, and whether it and its gradient were finite; else no update."""
     optimizer.zero_grad()
     total = 0.0
-    with autocast(device, run.precision):
-        for loss in run.losses(generator):
-            scaler.scale(loss).backward()
-            total += loss.item()
+    terms = run.losses(generator)
+    while (loss := _next_term(terms, device, run.precision)) is not None:
+        scaler.scale(loss).backward()
+        total += loss.item()
     scaler.unscale_(optimizer)
     norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
     finite = math.isfinite(total) and math.isfinite(norm.item())
@@ -117,6 +120,12 @@ def _train_step(run: Run, parameters: list[nn.Parameter], optimizer: Lion,
         scaler.step(optimizer)
     scaler.update()
     return total, finite
+
+
+def _next_term(terms: Iterator[Tensor], device: torch.device, precision: str) -> Tensor | None:
+    """The next loss to go backward from; autocast is for the way forward only."""
+    with autocast(device, precision):
+        return next(terms, None)
 
 
 def trainable(unet: UNet, names: tuple[str, ...]) -> list[nn.Parameter]:
@@ -201,23 +210,31 @@ def _save(run: Run, state: dict, step: int, skipped: int) -> None:
         temporary.write_bytes(buffer.getbuffer())
 
 
-def _read_checkpoint(run: Run) -> dict:
+def _read_checkpoint(path: Path) -> dict:
     try:
-        return torch.load(run.checkpoint, map_location="cpu", weights_only=True)
+        return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
-        raise UserError(f"{run.checkpoint}: cannot be resumed from ({error}); start again with "
-                        f"another --output") from error
+        raise UserError(f"{path}: cannot be resumed from ({str(error).splitlines()[0]}); start again "
+                        f"with another --output") from error
+
+
+def check_folder(folder: Path, resume: bool) -> None:
+    """Raise UserError, before any work, if a run cannot be resumed from the folder, or if one that
+    starts there would throw an unfinished one away."""
+    checkpoint = folder / CHECKPOINT
+    if resume and not checkpoint.exists():
+        raise UserError(f"--resume: no {CHECKPOINT} in {folder}; leave --resume out to start")
+    if not resume and checkpoint.exists():
+        content = _read_checkpoint(checkpoint)
+        done, steps = content["step"], json.loads(content["run"])["steps"]
+        if done < steps:
+            raise UserError(f"{folder}: an unfinished run (step {done} of {steps}); go on with "
+                            f"--resume, or give another --output")
 
 
 def _start_afresh(run: Run) -> tuple[int, int]:
-    """Step 0, none skipped, in a clean folder. An unfinished run there is not thrown away."""
-    if run.checkpoint.exists():
-        content = _read_checkpoint(run)
-        done, steps = content["step"], json.loads(content["run"])["steps"]
-        if done < steps:
-            raise UserError(f"{run.folder}: an unfinished run (step {done} of {steps}); go on with "
-                            f"--resume, or give another --output")
-    with writing(run.folder / "log.jsonl"):     # an empty log; also shows that the folder is writable
+    """Step 0, none skipped, in a clean folder."""
+    with writing(run.folder / "log.jsonl"):     # an empty log
         pass
     for old in (run.checkpoint, *run.folder.glob("adapter*.safetensors"),
                 *run.folder.glob("sheet-*.png")):
@@ -227,9 +244,7 @@ def _start_afresh(run: Run) -> tuple[int, int]:
 
 def _load_checkpoint(run: Run, state: dict, device: torch.device) -> tuple[int, int]:
     """Put everything back as after the checkpoint's step; returns it, and the steps skipped."""
-    if not run.checkpoint.exists():
-        raise UserError(f"--resume: no checkpoint.pt in {run.folder}; leave --resume out to start")
-    content = _read_checkpoint(run)
+    content = _read_checkpoint(run.checkpoint)
     before, now = json.loads(content["run"]), run.described
     changed = [key for key in now if key != "steps" and before.get(key) != now[key]]
     if changed:

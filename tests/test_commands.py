@@ -1,4 +1,4 @@
-"""The command lines as a person runs them: the whole method in processes of their own, and sample.py."""
+"""The command lines as a person runs them: the whole method in processes of its own; sample.py."""
 
 import itertools
 import os
@@ -54,9 +54,10 @@ def trained(model_folder, tmp_path_factory) -> tuple[Path, dict[str, str]]:
     model = ["--model", model_folder]
     said = {stage: finished(program("train.py", "--stage", stage, *model, *flags, *QUICK,
                                     folder=folder))
-            for stage, flags in (("spatial", ["--data", "bear", "--prompt", "a bear", "--rank", "4"]),
-                                 ("temporal", ["--data", "clips", "--rank", "4"]),
-                                 ("ttt", ["--reference-steps", "2"]))}
+            for stage, flags in (
+                ("spatial", ["--data", "bear", "--prompt", "a bear", "--rank", "4"]),
+                ("temporal", ["--data", "clips", "--rank", "4"]),
+                ("ttt", ["--reference-steps", "2"]))}
     said["sample"] = finished(program("sample.py", *model, *SIZES, "--fps", "8", folder=folder))
     return folder, said
 
@@ -94,8 +95,8 @@ def test_the_whole_method_from_another_folder(trained):
 
 def test_ctrl_c_of_a_process_of_its_own_and_resume(trained, model_folder, monkeypatch):
     folder, _ = trained
-    flags = ["train.py", "--stage", "spatial", "--model", model_folder, "--data", "bear", "--prompt",
-             "a bear", "--rank", "2", *SIZES]
+    flags = ["train.py", "--stage", "spatial", "--model", model_folder, "--data", "bear",
+             "--prompt", "a bear", "--rank", "2", "--sheet-every", "0", *SIZES]
     process = program(*flags, "--output", "cut", "--steps", "100000", folder=folder)
     log, end = folder / "cut/log.jsonl", time.time() + 60
     while not (log.exists() and log.stat().st_size) and time.time() < end:
@@ -149,7 +150,7 @@ def test_a_colon_in_a_path_is_not_a_scale(given, path, scale):
 
 @pytest.mark.parametrize("flag, alike", [("--no-motion", True), ("--motion", False)])
 def test_no_motion_makes_the_frames_separate_images(run_sample, monkeypatch, flag, alike):
-    """Three frames that start from one noise come out the same, unless motion modules tell them apart."""
+    """Three frames of one noise come out the same, unless motion modules tell them apart."""
     sampled = sample.sample_latents
 
     def of_one_noise(model, *args, **kwargs):

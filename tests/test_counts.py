@@ -47,16 +47,16 @@ def test_trainable_parameters(spatial, temporal, convolutions, expected):
 
 
 @pytest.mark.parametrize("kind, layer, needed", [
-    *[("spatial", i, "no spatial transformers to adapt; spatial layers here are 0, 1, 2, 4, 6, 7, 8")
-      for i in (3, 5)],
+    ("spatial", 3, "no spatial transformers to adapt; spatial layers here are 0, 1, 2, 4, 6, 7, 8"),
+    ("spatial", 5, "no spatial transformers to adapt; spatial layers here are 0, 1, 2, 4, 6, 7, 8"),
     ("temporal", 4, "no motion modules to adapt; temporal layers here are 0, 1, 2, 3, 5, 6, 7, 8"),
     ("spatial", 9, "counted 0 to 8"), ("temporal", -1, "counted 0 to 8"),
     ("text", 2, "'spatial' or 'temporal'")])
 def test_a_layer_with_nothing_to_adapt_is_refused(kind, layer, needed):
     unet = full_size_unet()
-    with pytest.raises(UserError, match=needed) as caught:
+    named = "LoRA kind 'text'" if kind == "text" else f"LoRA layer {layer}"
+    with pytest.raises(UserError, match=f"^{named}: .*{needed}"):
         add_lora(unet, kind, (2, layer))
-    assert str(caught.value).startswith(f"LoRA layer {layer}:" if kind != "text" else "LoRA kind 'text'")
     assert not list(adapted(unet))      # nothing was wrapped before the refusal
 
 
@@ -111,12 +111,12 @@ def test_public_clip_parameters(text, vision, projection, millions):
     (7, "up_blocks.2.", 640, 3, 3, 3, 3, "upsample"),
     (8, "up_blocks.3.", 320, 3, 3, 3, 3, None)])
 def test_the_nine_layers(i, prefix, channels, resnets, spatial, v1_v3, v2, then):
-    for motion, motion_modules in ((ANIMATEDIFF_V1, v1_v3), (ANIMATEDIFF_V2, v2), (ANIMATEDIFF_V3, v1_v3)):
+    for motion in (ANIMATEDIFF_V1, ANIMATEDIFF_V2, ANIMATEDIFF_V3):
         layer = full_size_unet(motion).layers[i]
         assert len(layer.resnets) == resnets
         assert {resnet.conv2.out_channels for resnet in layer.resnets} == {channels}
         assert len(layer.spatial_transformers) == spatial
-        assert len(layer.motion_modules) == motion_modules
+        assert len(layer.motion_modules) == (v2 if motion.version == 2 else v1_v3)
         assert [name for name in ("downsample", "upsample") if getattr(layer, name)] \
             == ([then] if then else [])
     assert all(keys.diffusers_unet(f"layers.{i}.{name}").startswith(prefix)

@@ -1,9 +1,9 @@
-"""Parity and peak memory at Stable Diffusion 1.5's own widths: 256 x 256 pixels, random weights, fp32.
+"""Parity and peak memory at Stable Diffusion 1.5's own widths: 256 x 256 pixels, random weights.
 
   pytest -m full_size tests/test_full_size.py -s
 
-Both sides share the weights' memory: 6 GB, and 12 GB while the peak of a second process is measured.
-The references are built on "meta", where initialising them would take most of the time.
+Both sides share the weights' memory: 8 GB, and 14 GB while a second process's peak is measured. The
+references are built on "meta", else initialising them would take most of the time.
 """
 
 import shutil

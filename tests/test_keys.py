@@ -45,7 +45,8 @@ FILES = {
     "sd15_unet": [(unet(), keys.diffusers_unet, everything)],
     "sd15_vae_as_in_file": [(lambda: VAE(SD15_VAE), keys.diffusers_vae, everything)],
     "sd15_vae_new_names": [(lambda: VAE(SD15_VAE), keys.diffusers_vae, everything)],
-    "sd15_text_encoder_as_in_file": [(lambda: TextEncoder(SD15_TEXT), keys.public_text, everything)],
+    "sd15_text_encoder_as_in_file": [
+        (lambda: TextEncoder(SD15_TEXT), keys.public_text, everything)],
     "clip_vit_b32_as_in_file": [(lambda: CLIP(*B32), keys.public_clip, everything)],
     "clip_vit_l14_as_in_file": [(lambda: CLIP(*L14), keys.public_clip, everything)],
     "sd15_ldm_pruned_emaonly_1145": ORIGINAL,
@@ -97,14 +98,14 @@ def test_one_to_one(name):
 
 
 def part_of(key):
-    """Which of a single file's three modules a key belongs to; the rest goes with the text encoder."""
+    """Which of a single file's three modules a key belongs to; the text encoder takes the rest."""
     return {"model": keys.original_unet, "first_stage_model": keys.original_vae}.get(
         key.split(".")[0], keys.original_text)
 
 
 @pytest.mark.parametrize("name", FILES)
 def test_the_loader_agrees(name):
-    """fill() takes exactly these keys; one too few, one too many, a wrong shape, and it names it."""
+    """fill() takes exactly these; with one too few, one too many, a wrong shape, it names it."""
     tensors = {key: torch.empty(shape, device="meta") for key, shape in read_list(name).items()}
     for build, public, only in FILES[name]:
         own = {k: v for k, v in tensors.items() if "ldm" not in name or part_of(k) == public}

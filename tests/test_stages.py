@@ -34,7 +34,7 @@ def adapters(model, *names: str, dropout: float = 0.0) -> list[nn.Parameter]:
 
 
 def stage_losses(model, stage: str, dropout: float = 0.0, **changes):
-    """(parameters, function of a generator that yields the losses), as train.py puts them together."""
+    """(parameters, function of a generator that yields the losses), as train.py has them."""
     text = model.encode_text(["a star"])
     if stage == "spatial":
         parameters, z = adapters(model, "spatial", dropout=dropout), random(2, 4, 1, 8, 8)
@@ -48,7 +48,8 @@ def stage_losses(model, stage: str, dropout: float = 0.0, **changes):
 
 
 def joining(model, **changes) -> Joining:
-    settings = PAPER["ttt"] | {"reference_steps": 2, "sampling_steps": 10, "reference_guidance": 2.0}
+    settings = PAPER["ttt"] | {"reference_steps": 2, "sampling_steps": 10,
+                               "reference_guidance": 2.0}
     texts = model.encode_text(["a star is moving", "a star", "a thing is moving", ""]).split(1)
     return Joining(model.unet, (1, 4, FRAMES, 8, 8), *texts, settings | changes)
 
@@ -100,7 +101,7 @@ def test_gradients_reach_the_trained_adapters_and_nothing_else(model, stage):
     optimizer.step()
     moved = {name for name, p in model.unet.named_parameters() if not torch.equal(p, before[name])}
     assert moved == names_of(stage)
-    assert all(p.grad is None for part in (model.vae, model.text_encoder) for p in part.parameters())
+    assert all(p.grad is None for p in (*model.vae.parameters(), *model.text_encoder.parameters()))
 
 
 def test_teachers_do_not_move_by_one_bit_while_the_student_does(model):
@@ -206,7 +207,8 @@ def test_reference_timestep_next_is_one_sampling_step_back_up(model, calls, f):
 def test_reference_timestep_next_stops_at_the_noise_of_its_timestep(model, monkeypatch):
     """One step of the schedule 901, 801, ... ends at 801, not at a clean latent."""
     monkeypatch.setattr(sampling, "guided_noise", lambda unet, x_t, *_: torch.zeros_like(x_t))
-    stage, noise = joining(model, reference_timestep="next", reference_steps=1), random(1, 4, 3, 8, 8)
+    stage = joining(model, reference_timestep="next", reference_steps=1)
+    noise = random(1, 4, 3, 8, 8)
     z_f, t_f = stage._reference(noise, stage.appearance, motion=False)
     assert t_f == 801
     assert torch.equal(z_f, ddim_step(torch.zeros_like(noise), 901, 801, noise))
@@ -243,11 +245,12 @@ def test_debias_is_motiondirectors_formula(beta, k):
                             for i in range(FRAMES)], dim=2)
     assert torch.allclose(debias(eps, k, beta), expected, atol=1e-6)
     still = eps[:, :, :1].expand_as(eps)        # the same in every frame: shrunk, not removed
-    assert torch.allclose(debias(still, k, beta), ((beta ** 2 + 1) ** 0.5 - beta) * still, atol=1e-6)
+    shrunk = ((beta ** 2 + 1) ** 0.5 - beta) * still
+    assert torch.allclose(debias(still, k, beta), shrunk, atol=1e-6)
 
 
 def test_debias_of_independent_noise_keeps_what_it_should():
-    """beta = 1: sqrt(2)^2 + 1 = 3 times the variance off the anchor, (sqrt(2) - 1)^2 times on it."""
+    """beta = 1: sqrt(2)^2 + 1 = 3 times the variance off the anchor, (sqrt(2) - 1)^2 on it."""
     phi = debias(random(1, 4, 2, 256, 256), k=0)
     assert phi[:, :, 1].var().item() == pytest.approx(3, rel=0.02)
     assert phi[:, :, 0].var().item() == pytest.approx((2 ** 0.5 - 1) ** 2, rel=0.02)

@@ -1,4 +1,4 @@
-"""Whole runs of train.py on the small random model: resume, log, checkpoints, failures, learning."""
+"""Whole runs of train.py on the small random model: resume, log, failures, learning."""
 
 import itertools
 import json
@@ -26,7 +26,8 @@ from customttt.video import write_video
 from test_media import gradient
 
 STAGES = ("spatial", "temporal", "ttt")
-SMALL = ("--size", "64", "--frames", "2", "--sampling-steps", "4", "--reference-steps", "2")
+SMALL = ("--size", "64", "--frames", "2", "--sampling-steps", "4", "--reference-steps", "2",
+         "--reference-guidance", "1")
 
 
 @pytest.fixture(scope="session")
@@ -62,6 +63,7 @@ def command(patch, stage: str, model_folder: Path, data: Path, adapters: Path, o
            "ttt": ["--spatial", adapters / "spatial", "--temporal", adapters / "temporal", *SMALL]}
     patch.setattr(sys, "argv", [str(a) for a in (
         "train.py", "--stage", stage, "--model", model_folder, "--output", output, "--seed", "3",
+        "--sheet-every", "0",
         *own[stage], *flags)])
     train.main()
 
@@ -113,7 +115,8 @@ def test_a_resumed_run_is_bit_identical(stage, run_stage, monkeypatch, tmp_path,
         interrupt_at(patch, 2)
         run_stage(stage, tmp_path / "cut", "--steps", "4", *flags)
     assert "stopped and saved; go on with the same command and --resume" in capsys.readouterr().out
-    assert not (tmp_path / "cut" / "adapter.safetensors").exists() and len(log(tmp_path / "cut")) == 2
+    assert not (tmp_path / "cut" / "adapter.safetensors").exists()
+    assert len(log(tmp_path / "cut")) == 2
     run_stage(stage, tmp_path / "cut", "--steps", "4", "--resume", *flags)
     for other in ("more", "cut"):
         assert_same(state(tmp_path / "whole"), state(tmp_path / other))
@@ -174,7 +177,7 @@ def test_resume_refuses_another_recipe(run_stage, tmp_path, flags, sentence):
     assert_same(before, state(tmp_path))
 
 
-def test_an_unfinished_run_is_not_overwritten_and_a_finished_one_is(run_stage, monkeypatch, tmp_path):
+def test_an_unfinished_run_is_not_overwritten_a_finished_one_is(run_stage, monkeypatch, tmp_path):
     with monkeypatch.context() as patch:
         interrupt_at(patch, 1)
         run_stage("spatial", tmp_path, "--steps", "3")
@@ -207,7 +210,8 @@ def test_log_metadata_and_files(run_stage, tmp_path):
         "base_model": "random", "prompt": "a bear is lifting weights",
         "spatial_layers": "[2, 6]", "spatial_prompt": "a bear",
         "appearance_prompt": "a bear is doing something", "temporal_layers": "[2, 5]",
-        "temporal_prompt": "a man is lifting weights", "motion_prompt": "an object is lifting weights"}
+        "temporal_prompt": "a man is lifting weights",
+        "motion_prompt": "an object is lifting weights"}
     assert recipe.keys() == PAPER["ttt"].keys()
     assert (recipe["steps"], recipe["rank"], recipe["betas"]) == (2, 4, [0.9, 0.99])
 
@@ -345,11 +349,11 @@ def test_learning_is_real(model, tmp_path, capsys):
 
     before = judge()
     training.fit(run_of(model, tmp_path, lambda g: temporal_loss(model.unet, z, text, False, g),
-                        steps=100, learning_rate=2e-3, weight_decay=0.0), resume=False)
+                        steps=80, learning_rate=2e-3, weight_decay=0.0), resume=False)
     model.unet.eval()
     after = judge()
     with capsys.disabled():
-        print("\none clip, 100 steps: " + ", ".join(
+        print("\none clip, 80 steps: " + ", ".join(
             f"{what} {before[what]:.2f} -> {after[what]:.2f}" for what in before))
     loss, one_step, far, cosine = ((before[what], after[what]) for what in before)
     assert loss[1] < 0.6 * loss[0] and one_step[1] < 0.9 * one_step[0]
