@@ -45,8 +45,8 @@ def main() -> None:
     model, _ = open_model(args)
     settings = chosen_settings(args, "sampling", model)
     if args.motion and model.unet.config.motion is None:
-        raise UserError(f"--model {args.model} has no motion module: give one with --motion-module, "
-                        f"or sample images with --no-motion")
+        raise UserError(f"--model {args.model} has no motion module: give one with "
+                        f"--motion-module, or sample images with --no-motion")
     loras = args.lora
     if loras is None:
         loras = [JOINED] if (JOINED / "adapter.safetensors").exists() else []

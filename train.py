@@ -50,8 +50,9 @@ def parse() -> argparse.Namespace:
     add_model_flags(parser)
     parser.add_argument("--data", nargs="+", type=Path, metavar="PATH",
                         help="images or folders of them (spatial), videos (temporal)")
-    parser.add_argument("--prompt", help="what the data shows, where no text file beside an image or "
-                        "video says it; or what to join (default: the two stages' prompts joined)")
+    parser.add_argument("--prompt", help="what the data shows, where no text file beside an image "
+                        "or video says it; or what to join (default: the two stages' prompts "
+                        "joined)")
     parser.add_argument("--output", type=Path, help="folder (default: output/STAGE)")
     parser.add_argument("--spatial", type=Path, default=OUTPUT / "spatial", metavar="A",
                         help="ttt: adapter file or folder of the spatial stage")
@@ -139,18 +140,19 @@ def test_time_training(args: argparse.Namespace, model: Model, settings: dict) -
     """Stage (c): both adapters twice, as frozen references and as the student that they guide."""
     require_motion(model)
     if args.rank is not None:
-        raise UserError("--rank: stage ttt takes the rank of the adapters that it joins; leave it out")
+        raise UserError("--rank: stage ttt takes the rank of the adapters that it joins; "
+                        "leave it out")
     metadata, above = {"kind": "joined"}, []
     for kind, given in (("spatial", args.spatial), ("temporal", args.temporal)):
         file = given / "adapter.safetensors" if given.is_dir() else given
         if not file.is_file():
-            raise UserError(f"--{kind} {given}: no adapter there; run --stage {kind} first, or name "
-                            f"its adapter.safetensors")
+            raise UserError(f"--{kind} {given}: no adapter there; run --stage {kind} first, or "
+                            f"name its adapter.safetensors")
         load_lora(model.unet, file, name=f"{kind}_reference")
         read = load_lora(model.unet, file, name=kind, dropout=settings["dropout"])
         if read.metadata.get("kind") != kind:
-            raise UserError(f"--{kind} {file}: holds a {read.metadata.get('kind', 'foreign')} LoRA, "
-                            f"not what --stage {kind} trains")
+            raise UserError(f"--{kind} {file}: holds a {read.metadata.get('kind', 'foreign')} "
+                            f"LoRA, not what --stage {kind} trains")
         metadata |= {f"{kind}_layers": read.metadata[f"{kind}_layers"],
                      f"{kind}_prompt": read.metadata["prompt"]}
         settings["rank"] = int(read.metadata["rank"])
@@ -163,8 +165,8 @@ def test_time_training(args: argparse.Namespace, model: Model, settings: dict) -
                          else args.appearance_prompt)
     motion_prompt = f"an object is {doing}" if args.motion_prompt is None else args.motion_prompt
     if not doing and None in (args.prompt, args.motion_prompt):
-        raise UserError(f"the motion's prompt \"{motion}\" does not say \"... is ...\": give --prompt "
-                        f"and --motion-prompt")
+        raise UserError(f"the motion's prompt \"{motion}\" does not say \"... is ...\": give "
+                        f"--prompt and --motion-prompt")
     print(f"target: {prompt}\nappearance reference: {appearance_prompt}\n"
           f"motion reference: {motion_prompt}")
     shape = initial_noise(model, settings["frames"], settings["size"], seed=0).shape
@@ -201,7 +203,7 @@ def encode(model: Model, pixels: Tensor, seed: int) -> Tensor:
 
 
 def keep_data(pixels: Tensor, args: argparse.Namespace) -> None:
-    """Write what is learned from, as the model sees it: (f 3 H W) -> a strip of squares, data.png."""
+    """Write what is learned from, as the model sees it: (f 3 H W) -> data.png, a row of squares."""
     if not args.resume:
         write_video(as_frames(pixels), args.output / "data.png")
 
@@ -219,7 +221,7 @@ def kept_data(adapter: Path) -> list[Tensor]:
 
 def sheet_drawer(model: Model, prompt: str, settings: dict, rows: list[tuple[str, ...]],
                  above: list[Tensor], motion: bool):
-    """A function that samples the prompt, a row for each set of adapters, below the rows `above`."""
+    """A function that draws a row of samples for each set of adapters, below the rows `above`."""
     text, empty = model.encode_text([prompt, ""]).split(1)
     noise = initial_noise(model, settings["frames"] if motion else 4, settings["size"], seed=0)
 
@@ -228,7 +230,8 @@ def sheet_drawer(model: Model, prompt: str, settings: dict, rows: list[tuple[str
         for names in rows:
             with active(model.unet, *names):
                 *_, z = ddim(model.unet, noise.to(model.device), text, empty,
-                             ddim_timesteps(settings["sampling_steps"]), settings["guidance"], motion)
+                             ddim_timesteps(settings["sampling_steps"]), settings["guidance"],
+                             motion)
             clips.append(decode_frames(model, z))
         every = max(1, len(clips[0]) // 8)
         same_size = [clip for clip in above if clip.shape[1:] == clips[0].shape[1:]]

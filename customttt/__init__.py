@@ -9,3 +9,7 @@ from .lora_files import load_lora, save_lora
 from .model import Model, load_model
 from .sampling import sample_latents, sample_video
 from .unet import UNet
+
+__all__ = ["Lion", "Model", "UNet", "UserError", "add_lora", "add_noise", "config", "ddim_step",
+           "ddim_timesteps", "load_lora", "load_model", "merge_lora", "sample_latents",
+           "sample_video", "save_lora"]

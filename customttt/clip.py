@@ -45,7 +45,8 @@ class TextEncoder(nn.Module):
     def forward(self, ids: Tensor) -> Tensor:
         """(b n) -> (b n d)."""
         if ids.ndim != 2 or ids.shape[1] > self.config.length:
-            raise ValueError(f"ids: (b n) with n at most {self.config.length}; got {tuple(ids.shape)}")
+            raise ValueError(f"ids: (b n) with n at most {self.config.length}; "
+                             f"got {tuple(ids.shape)}")
         x = self.token_embedding(ids) + self.position_embedding.weight[:ids.shape[1]]
         for layer in self.layers:
             x = layer(x, causal=True)
@@ -59,7 +60,8 @@ class ImageEncoder(nn.Module):
         super().__init__()
         self.config = config
         self.class_embedding = nn.Parameter(torch.randn(config.width) * config.width ** -0.5)
-        self.patch_embedding = nn.Conv2d(3, config.width, config.patch, stride=config.patch, bias=False)
+        self.patch_embedding = nn.Conv2d(3, config.width, config.patch, stride=config.patch,
+                                         bias=False)
         self.position_embedding = nn.Embedding((config.image_size // config.patch) ** 2 + 1,
                                                config.width)
         self.pre_norm = nn.LayerNorm(config.width)
@@ -90,7 +92,7 @@ class CLIP(nn.Module):
         self.vision_model = ImageEncoder(vision)
         self.text_projection = nn.Linear(text.width, projection, bias=False)
         self.visual_projection = nn.Linear(vision.width, projection, bias=False)
-        self.logit_scale = nn.Parameter(torch.tensor(2.6592))       # log(1 / 0.07), the paper's start
+        self.logit_scale = nn.Parameter(torch.tensor(2.6592))   # log(1 / 0.07), the paper's start
 
     def embed_text(self, ids: Tensor, end: int) -> Tensor:
         """Token ids (b n) -> unit vectors (b d), read at the first `end` token of each row."""

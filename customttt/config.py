@@ -13,7 +13,7 @@ from .errors import UserError
 class MotionConfig:
     """The motion modules of AnimateDiff (Guo et al. 2023); one per resnet outside the mid layer."""
 
-    version: int            # 1, 2 or 3: 1 normalises resnets across frames, 2 has one module at i = 4
+    version: int            # 1, 2 or 3: 1 normalises resnets across frames, 2 has a module at i = 4
     max_frames: int         # the clip length it was trained for: 24 in version 1, 32 after
     heads: int              # attention heads, at every width
 
@@ -82,8 +82,9 @@ UNET_FIXED = {
     "layers_per_block": [2], "act_fn": ["silu"], "center_input_sample": [False],
     "flip_sin_to_cos": [True], "freq_shift": [0], "downsample_padding": [1], "norm_eps": [1e-5],
     "mid_block_scale_factor": [1], "use_linear_projection": [False, None],
-    "class_embed_type": [None], "addition_embed_type": [None], "dual_cross_attention": [False, None],
-    "only_cross_attention": [False, None], "resnet_time_scale_shift": ["default"],
+    "class_embed_type": [None], "addition_embed_type": [None],
+    "dual_cross_attention": [False, None], "only_cross_attention": [False, None],
+    "resnet_time_scale_shift": ["default"],
     "num_attention_heads": [None], "encoder_hid_dim": [None], "transformer_layers_per_block": [1],
 }
 VAE_FIXED = {"act_fn": ["silu"], "use_quant_conv": [True], "use_post_quant_conv": [True],
@@ -106,7 +107,7 @@ def unet_config(config: dict, motion: MotionConfig | None, file: str) -> UNetCon
     return UNetConfig(channels=tuple(config["block_out_channels"]),
                       latent_channels=config["in_channels"],
                       text_width=config["cross_attention_dim"],
-                      heads=config["attention_head_dim"],   # a misnomer of the format: it is a count
+                      heads=config["attention_head_dim"],   # the format's misnomer: it is a count
                       groups=config["norm_num_groups"], motion=motion)
 
 

@@ -14,7 +14,7 @@ ALPHA_BARS = torch.cumprod(1 - BETAS, dim=0)
 
 
 def alpha_bar(t: Tensor | int) -> Tensor:
-    """alpha_bar_t, fp32, on t's device; 1 for t < 0, that is, past the last step (no noise left)."""
+    """alpha_bar_t, fp32, on t's device; 1 for t < 0: past the last step, no noise is left."""
     t = torch.as_tensor(t)
     return torch.where(t < 0, 1.0, ALPHA_BARS.to(t.device)[t.clamp(min=0)])
 
@@ -29,7 +29,7 @@ def add_noise(z: Tensor, eps: Tensor, t: Tensor, t_from: int = -1) -> Tensor:
 
 
 def ddim_timesteps(steps: int) -> list[int]:
-    """`steps` timesteps, largest first: 25 -> 961, 921, ..., 41, 1 (spacing "leading", offset 1)."""
+    """`steps` timesteps, largest first: 25 -> 961, 921, ..., 1 (spacing "leading", offset 1)."""
     if not 1 <= steps < STEPS:
         raise ValueError(f"steps: 1 to {STEPS - 1}; got {steps}")
     return [k * (STEPS // steps) + 1 for k in reversed(range(steps))]

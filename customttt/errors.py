@@ -52,7 +52,8 @@ def writing(path: str | Path):
     temporary = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=".writing-", suffix=path.suffix)
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=".writing-",
+                                             suffix=path.suffix)
         os.close(handle)
         yield Path(temporary)
         with open(temporary, "rb") as written:

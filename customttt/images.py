@@ -32,7 +32,8 @@ def find_files(paths: Sequence[str | Path], endings: set[str], what: str) -> lis
         elif path.is_file():
             found.append(path)
         else:
-            raise UserError(f"{path}: no such file or folder; --data names the {what}s to learn from")
+            raise UserError(f"{path}: no such file or folder; "
+                            f"--data names the {what}s to learn from")
     return found
 
 
@@ -70,7 +71,7 @@ def to_square(image: Image.Image, size: int) -> Tensor:
 
 
 def _rgb_on_white(image: Image.Image) -> Image.Image:
-    if image.mode.startswith("I;16") or image.mode == "I":      # 16 bits of grey; convert() would clip
+    if image.mode.startswith("I;16") or image.mode == "I":      # 16-bit grey: convert() would clip
         image = image.convert("I").point(lambda v: v / 257).convert("L")
     if image.has_transparency_data:
         image = image.convert("RGBA")
@@ -98,9 +99,9 @@ def read_video(path: str | Path, frames: int, fps: float, size: int) -> Tensor:
     while shown is not None and len(kept) < frames and len(kept) / fps < end - 1e-6:
         kept.append(to_square(shown(), size))
     if len(kept) < frames:
-        raise UserError(f"{path}: too short: {end:.2f} seconds are {len(kept)} frames at {fps:g} fps, "
-                        f"and {frames} are needed ({frames / fps:.2f} seconds); give a longer video "
-                        f"or a higher --fps")
+        raise UserError(f"{path}: too short: {end:.2f} seconds are {len(kept)} frames at {fps:g} "
+                        f"fps, and {frames} are needed ({frames / fps:.2f} seconds); give a longer "
+                        f"video or a higher --fps")
     return torch.stack(kept, dim=1)
 
 
@@ -129,5 +130,6 @@ def _upright(frame: av.VideoFrame) -> Image.Image:
     image = frame.to_image()
     if any(component.is_alpha for component in frame.format.components):
         plane = frame.reformat(format="rgba").planes[0]
-        image = Image.frombuffer("RGBA", image.size, bytes(plane), "raw", "RGBA", plane.line_size, 1)
+        image = Image.frombuffer("RGBA", image.size, bytes(plane), "raw", "RGBA",
+                                 plane.line_size, 1)
     return image.rotate(frame.rotation, expand=True) if frame.rotation else image

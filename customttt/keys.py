@@ -63,9 +63,9 @@ def original_motion(name: str) -> str:
         ".attn1.": ".attention_blocks.0.", ".attn2.": ".attention_blocks.1."})
 
 
-RESNET = {".norm1.": ".in_layers.0.", ".conv1.": ".in_layers.2.", ".time_emb_proj.": ".emb_layers.1.",
-          ".norm2.": ".out_layers.0.", ".conv2.": ".out_layers.3.",
-          ".conv_shortcut.": ".skip_connection."}
+RESNET = {".norm1.": ".in_layers.0.", ".conv1.": ".in_layers.2.",
+          ".time_emb_proj.": ".emb_layers.1.", ".norm2.": ".out_layers.0.",
+          ".conv2.": ".out_layers.3.", ".conv_shortcut.": ".skip_connection."}
 
 
 def original_unet(name: str) -> str:
@@ -75,7 +75,8 @@ def original_unet(name: str) -> str:
     a layer) or `output_blocks` (three a layer); a transformer shares its resnet's entry.
     """
     ends = {"conv_in.": "input_blocks.0.0.", "norm_out.": "out.0.", "conv_out.": "out.2.",
-            "time_embedding.linear_1.": "time_embed.0.", "time_embedding.linear_2.": "time_embed.2."}
+            "time_embedding.linear_1.": "time_embed.0.",
+            "time_embedding.linear_2.": "time_embed.2."}
     for ours, public in ends.items():
         if name.startswith(ours):
             return "model.diffusion_model." + name.replace(ours, public)
@@ -85,7 +86,7 @@ def original_unet(name: str) -> str:
     inner = rest[2:] if part in ("resnets", "spatial_transformers") else rest
     if part == "downsample":
         place = f"input_blocks.{3 * (i + 1)}.0.op"
-    elif part == "upsample":        # the last of its layer's third entry: after the transformer if any
+    elif part == "upsample":        # last in its layer's third entry: after the transformer, if any
         place = f"output_blocks.{3 * (i - 5) + 2}.{2 if i in SPATIAL_LAYERS else 1}.conv"
     elif i == 4:
         place = f"middle_block.{1 if part == 'spatial_transformers' else 2 * j}"
@@ -97,7 +98,7 @@ def original_unet(name: str) -> str:
 
 
 def diffusers_vae(name: str) -> str:
-    """`encoder.stages.0.resnets.0.conv1.weight` -> `encoder.down_blocks.0.resnets.0.conv1.weight`."""
+    """`encoder.stages.0.resnets.0.conv1.bias` -> `encoder.down_blocks.0.resnets.0.conv1.bias`."""
     name = name.replace("encoder.stages.", "encoder.down_blocks.") \
                .replace("decoder.stages.", "decoder.up_blocks.")
     return replace(name, {
@@ -144,7 +145,8 @@ def public_text(name: str) -> str:
         return "text_model.encoder." + clip_layer(name)
     return "text_model." + replace(name, {
         "token_embedding.": "embeddings.token_embedding.",
-        "position_embedding.": "embeddings.position_embedding.", "final_norm.": "final_layer_norm."})
+        "position_embedding.": "embeddings.position_embedding.",
+        "final_norm.": "final_layer_norm."})
 
 
 def original_text(name: str) -> str:

@@ -18,7 +18,8 @@ class Lion(torch.optim.Optimizer):
     def __init__(self, params, lr: float = 1e-5, betas: tuple[float, float] = (0.9, 0.99),
                  weight_decay: float = 0.1):
         if lr < 0 or not all(0 <= beta < 1 for beta in betas) or weight_decay < 0:
-            raise ValueError(f"Lion: lr {lr}, betas {betas}, weight decay {weight_decay} out of range")
+            raise ValueError(f"Lion: lr {lr}, betas {betas} or weight decay {weight_decay} is out "
+                             f"of range")
         super().__init__(params, {"lr": lr, "betas": betas, "weight_decay": weight_decay})
 
     @torch.no_grad()

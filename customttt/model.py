@@ -97,7 +97,7 @@ def read_motion_module(path: str | Path) -> MotionFile:
         length = config.get("motion_max_seq_length")
         path = _weight_file(folder, WEIGHTS)
     tensors = {key.removeprefix("module."): value for key, value in read_weights(path).items()}
-    tensors = {key: value for key, value in tensors.items() if ".motion_modules." in key}
+    tensors = {key: value for key, value in tensors.items() if keys.is_motion(key)}
     if not tensors:
         raise UserError(f"{path}: no motion module in it (no key contains motion_modules)")
     original = any(".temporal_transformer." in key for key in tensors)
@@ -147,7 +147,7 @@ def _weight_file(folder: Path, name: str) -> Path:
 
 
 def _checkpoint_parts(path: Path, motion: MotionFile | None) -> list[tuple]:
-    """(module, tensors, key map, file) of a single-file checkpoint: Stable Diffusion 1.5's sizes."""
+    """(module, tensors, key map, file) of a single-file checkpoint of Stable Diffusion 1.5."""
     tensors = read_weights(path)
     image = {k: v for k, v in tensors.items() if k.startswith("model.diffusion_model.")}
     vae_tensors = {k: v for k, v in tensors.items() if k.startswith("first_stage_model.")}
@@ -194,6 +194,6 @@ def _tokenizer_folder(path: Path) -> Path:
         return path / "tokenizer"
     folder = path.parent / "tokenizer"
     if not folder.is_dir():
-        raise UserError(f"{path}: a checkpoint file holds no tokenizer; put vocab.json and merges.txt "
-                        f"of Stable Diffusion 1.5 into {folder}")
+        raise UserError(f"{path}: a checkpoint file holds no tokenizer; put vocab.json and "
+                        f"merges.txt of Stable Diffusion 1.5 into {folder}")
     return folder

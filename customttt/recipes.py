@@ -1,8 +1,8 @@
 """Every number of the method, one a line, with where it comes from.
 
-"supplement" is the paper's supplementary material, section 1 unless said otherwise. "open" marks what
-it does not say; docs/method.md lists each with the alternative and the evidence. Each entry is a
-command-line flag of train.py or sample.py, and `TINY` says what differs for small models.
+"supplement" is the paper's supplementary material, section 1 unless said otherwise. "open" marks
+what it does not say; docs/method.md lists each with the alternative and the evidence. Each entry is
+a command-line flag of train.py or sample.py, and `TINY` says what differs for small models.
 """
 
 from .config import SD15_UNET

@@ -77,7 +77,9 @@ def text_json(config: TextConfig) -> dict:
             "vocab_size": config.vocabulary, "hidden_size": config.width,
             "num_hidden_layers": config.layers, "num_attention_heads": config.heads,
             "intermediate_size": config.inner_width, "max_position_embeddings": config.length,
-            "hidden_act": "quick_gelu", "layer_norm_eps": 1e-5}
+            "hidden_act": "quick_gelu", "layer_norm_eps": 1e-5,
+            # In CLIP's vocabulary and in ours, the start and end tokens are the last two.
+            "bos_token_id": config.vocabulary - 2, "eos_token_id": config.vocabulary - 1}
 
 
 def vae_json(config: VAEConfig) -> dict:

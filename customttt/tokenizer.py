@@ -73,7 +73,8 @@ class Tokenizer:
         try:
             vocabulary = json.loads((folder / "vocab.json").read_text(encoding="utf-8"))
             lines = (folder / "merges.txt").read_text(encoding="utf-8").splitlines()
-            merges = [tuple(line.split()) for line in lines if line and not line.startswith("#version")]
+            merges = [tuple(line.split()) for line in lines
+                      if line and not line.startswith("#version")]
             if any(len(pair) != 2 for pair in merges) or not {START, END} <= vocabulary.keys():
                 raise ValueError("not a CLIP vocabulary")
         except FileNotFoundError as error:
@@ -88,7 +89,8 @@ class Tokenizer:
     def _padding(folder: Path) -> str:
         """The padding token: END in Stable Diffusion 1.x, "!" in 2.x."""
         try:
-            pad = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))["pad_token"]
+            text = (folder / "tokenizer_config.json").read_text(encoding="utf-8")
+            pad = json.loads(text)["pad_token"]
         except (OSError, ValueError, KeyError):
             return END
         return pad["content"] if isinstance(pad, dict) else pad

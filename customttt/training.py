@@ -81,8 +81,8 @@ def fit(run: Run, resume: bool) -> bool:
             step += 1
             skipped, in_a_row = skipped + (not finite), 0 if finite else in_a_row + 1
             if in_a_row == MOST_SKIPPED:
-                raise UserError(f"the loss or its gradient was not finite for {in_a_row} steps in a "
-                                f"row; try --precision fp32 or a smaller --learning-rate")
+                raise UserError(f"the loss or its gradient was not finite for {in_a_row} steps in "
+                                f"a row; try --precision fp32 or a smaller --learning-rate")
             line = {"step": step, "loss": loss if math.isfinite(loss) else None,
                     "learning_rate": run.settings["learning_rate"],
                     "seconds": round(time.perf_counter() - start, 4),
@@ -214,8 +214,8 @@ def _read_checkpoint(path: Path) -> dict:
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
-        raise UserError(f"{path}: cannot be resumed from ({str(error).splitlines()[0]}); start again "
-                        f"with another --output") from error
+        raise UserError(f"{path}: cannot be resumed from ({str(error).splitlines()[0]}); start "
+                        f"again with another --output") from error
 
 
 def check_folder(folder: Path, resume: bool) -> None:

@@ -78,7 +78,7 @@ class UNet(nn.Module):
     def __init__(self, config: UNetConfig):
         super().__init__()
         self.config = config
-        self.gradient_checkpointing = False     # on: keep each layer's input only, recompute the rest
+        self.gradient_checkpointing = False     # on: keep each layer's input, recompute the rest
         c0, c1, c2, c3 = config.channels
         m = 0 if config.motion is None else 1
         mid = 1 if m and config.motion.version == 2 else 0
@@ -102,7 +102,7 @@ class UNet(nn.Module):
 
     def forward(self, latents: Tensor, timesteps: Tensor, text: Tensor | Sequence[Tensor],
                 motion: bool = True) -> Tensor:
-        """Noisy latents (b 4 f h w), timesteps (b,), text (b n d) or nine of them -> eps (b 4 f h w).
+        """Noisy latents (b 4 f h w), timesteps (b,), text (b n d) or nine such -> eps (b 4 f h w).
 
         `motion=False` takes the motion modules out: frames are then independent images.
         Raises ValueError for shapes that do not fit and for more frames than the module knows.
@@ -132,12 +132,13 @@ class UNet(nn.Module):
         """Check the shapes and give each layer its text."""
         texts = [text] * len(self.layers) if isinstance(text, Tensor) else text
         if len(texts) != len(self.layers):
-            raise ValueError(f"text: one tensor or {len(self.layers)}, one a layer; got {len(texts)}")
+            raise ValueError(f"text: one tensor or {len(self.layers)}, one a layer; "
+                             f"got {len(texts)}")
         b, c = latents.shape[:2]
         if latents.ndim != 5 or c != self.config.latent_channels or any(
                 side % 8 for side in latents.shape[3:]):
-            raise ValueError(f"latents: (b {self.config.latent_channels} f h w) with h and w divisible "
-                             f"by 8; got {tuple(latents.shape)}")
+            raise ValueError(f"latents: (b {self.config.latent_channels} f h w) with h and w "
+                             f"divisible by 8; got {tuple(latents.shape)}")
         if timesteps.shape != (b,):
             raise ValueError(f"timesteps: ({b},), one a clip; got {tuple(timesteps.shape)}")
         for each in texts:

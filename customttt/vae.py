@@ -33,14 +33,15 @@ class VAE(nn.Module):
 
     def posterior(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
         """(n 3 H W) in [-1, 1] -> mean and standard deviation (n c h w), not yet scaled."""
-        if pixels.ndim != 4 or pixels.shape[1] != 3 or any(s % self.factor for s in pixels.shape[2:]):
+        if pixels.ndim != 4 or pixels.shape[1] != 3 or any(
+                side % self.factor for side in pixels.shape[2:]):
             raise ValueError(f"pixels: (n 3 H W) with H and W divisible by {self.factor}; "
                              f"got {tuple(pixels.shape)}")
         mean, log_variance = self.quant_conv(self.encoder(pixels)).chunk(2, dim=1)
         return mean, (0.5 * log_variance.clamp(-30, 20)).exp()
 
     def encode(self, pixels: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        """(n 3 H W) in [-1, 1] -> scaled latents (n c h w): the mean, or a sample if given a generator.
+        """(n 3 H W) in [-1, 1] -> scaled latents (n c h w): the mean, or with a generator a sample.
 
         The generator is a CPU one, so that a seed means the same on every device.
         """

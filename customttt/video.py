@@ -71,14 +71,15 @@ def _write_gif(images: list[Image.Image], path: Path, fps: float) -> None:
     for k, image in enumerate(images):
         strip.paste(image, (0, k * height))
     palette = strip.quantize(256, method=Image.Quantize.MAXCOVERAGE, kmeans=1)
-    frames = [image.quantize(palette=palette, dither=Image.Dither.FLOYDSTEINBERG) for image in images]
-    frames[0].save(path, save_all=True, append_images=frames[1:], duration=round(1000 / fps), loop=0,
-                   disposal=1, palette=bytes(palette.getpalette()))
+    frames = [image.quantize(palette=palette, dither=Image.Dither.FLOYDSTEINBERG)
+              for image in images]
+    frames[0].save(path, save_all=True, append_images=frames[1:], duration=round(1000 / fps),
+                   loop=0, disposal=1, palette=bytes(palette.getpalette()))
 
 
 def _write_webp(images: list[Image.Image], path: Path, fps: float) -> None:
-    images[0].save(path, save_all=True, append_images=images[1:], duration=round(1000 / fps), loop=0,
-                   quality=90, method=4)
+    images[0].save(path, save_all=True, append_images=images[1:], duration=round(1000 / fps),
+                   loop=0, quality=90, method=4)
 
 
 def _write_sheet(images: list[Image.Image], path: Path, fps: float) -> None:

@@ -2,8 +2,8 @@
 
   python tests/benchmark.py [--frames 16] [--repeats 3] [--device cpu] [--precision fp32]
 
-Stable Diffusion 1.5 with AnimateDiff v3, 32 x 32 latents (256 x 256 pixels). Needs the [test] extra and
-about 8 GB; the weights are shared.
+Stable Diffusion 1.5 with AnimateDiff v3, 32 x 32 latents (256 x 256 pixels). Needs the [test] extra
+and about 8 GB; the weights are shared.
 """
 
 import argparse

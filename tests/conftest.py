@@ -1,4 +1,4 @@
-"""Fixtures: small random models. `pytest -m "not full_size"` leaves out the slow full-size checks."""
+"""Fixtures: small random models. `pytest -m "not full_size"` leaves out the slow checks."""
 
 import os
 

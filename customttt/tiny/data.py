@@ -16,7 +16,7 @@ from ..tokenizer import END, START, Tokenizer, byte_symbols
 from ..vae import VAE
 from . import world
 from .judge import as_pixels
-from .world import Clip, choice, uniform
+from .world import Clip, uniform
 
 
 def make_tokenizer(length: int = 77) -> Tokenizer:
@@ -29,7 +29,8 @@ def make_tokenizer(length: int = 77) -> Tokenizer:
         merges.append(best)
         spelled = [merge(symbols, best) for symbols in spelled]
     single = byte_symbols()
-    tokens = [*single, *(s + "</w>" for s in single), *("".join(pair) for pair in merges), START, END]
+    tokens = [*single, *(s + "</w>" for s in single), *("".join(pair) for pair in merges),
+              START, END]
     return Tokenizer({token: i for i, token in enumerate(tokens)}, merges, length)
 
 

@@ -11,7 +11,6 @@ motion: subject and scene by CLIP, and the motion measured from the frames, on s
 import argparse
 import math
 import statistics
-from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -61,7 +60,8 @@ def wilson(right: int, n: int) -> tuple[float, float]:
     return middle - half, middle + half
 
 
-def add_choices(tally: Tally, judge: Judge, frames: Tensor, clip: world.Clip, name: str = "") -> None:
+def add_choices(tally: Tally, judge: Judge, frames: Tensor, clip: world.Clip,
+                name: str = "") -> None:
     """What CLIP chooses, against the clip's own attributes."""
     colour = clip.subject.colours[0] if clip.names_colour else None
     truth = {"subject": clip.subject.kind, "colour": colour, "scene": clip.scene}
@@ -83,7 +83,8 @@ def evaluate_clip(folder: Path, n: int, vae=None) -> None:
     for _ in range(0, n, 20):
         clips = draw_clips(generator, 20)
         pixels, at = draw_frames(generator, clips)
-        kinds = {"": pixels} if vae is None else {"real ": pixels, "vae ": vae.decode(vae.encode(pixels))}
+        kinds = {"": pixels} if vae is None else {
+            "real ": pixels, "vae ": vae.decode(vae.encode(pixels))}
         for name, some in kinds.items():
             for clip, frame in zip(clips, as_frames(some)):
                 add_choices(tally, judge, frame[None], clip, name)
@@ -107,14 +108,16 @@ def evaluate_vae(folder: Path, n: int) -> None:
 def sample(model: Model, captions: list[str], guidance: float, frames: int, seed: int) -> Tensor:
     """25 DDIM steps from one noise a caption -> uint8 (n f H W 3); images for one frame."""
     side = world.SIZE // model.vae.factor
-    x_t = torch.randn((len(captions), 4, frames, side, side), generator=Generator().manual_seed(seed))
+    x_t = torch.randn((len(captions), 4, frames, side, side),
+                      generator=Generator().manual_seed(seed))
     text, empty = model.encode_text(captions), model.encode_text([""] * len(captions))
     *_, z = ddim(model.unet, x_t, text, empty, ddim_timesteps(25), guidance, motion=frames > 1)
     pixels = model.vae.decode(rearrange(z, "n c f h w -> (n f) c h w"))
     return rearrange(as_frames(pixels), "(n f) h w c -> n f h w c", f=frames)
 
 
-def evaluate_samples(folder: Path, n: int, guidance: float, frames: int, sheet: Path | None) -> None:
+def evaluate_samples(folder: Path, n: int, guidance: float, frames: int,
+                     sheet: Path | None) -> None:
     """Captions as drawn in pretraining, all naming subject and scene."""
     judge, tally, kept = Judge(folder), Tally(), []
     vae, (text_encoder, tokenizer) = load_vae(folder), load_text_encoder(folder)
@@ -143,7 +146,8 @@ def evaluate_samples(folder: Path, n: int, guidance: float, frames: int, sheet: 
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser = argparse.ArgumentParser(description=__doc__,
+                                     formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("stage", choices=["clip", "vae", "unet", "motion"])
     parser.add_argument("--model", type=Path, default=Path("weights/tiny"), help="model folder")
     parser.add_argument("--number", type=int, default=400, help="frames, images or clips")
@@ -155,7 +159,8 @@ def main() -> None:
         evaluate(arguments.model, arguments.number)
     else:
         frames = 1 if arguments.stage == "unet" else world.FRAMES
-        evaluate_samples(arguments.model, arguments.number, arguments.guidance, frames, arguments.sheet)
+        evaluate_samples(arguments.model, arguments.number, arguments.guidance, frames,
+                         arguments.sheet)
 
 
 if __name__ == "__main__":

@@ -52,7 +52,8 @@ class Judge:
         for attribute, options in self.OPTIONS.items():
             if said[attribute] is None:
                 continue
-            captions = [picture_caption(*(said | {attribute: option}).values()) for option in options]
+            captions = [picture_caption(*(said | {attribute: option}).values())
+                        for option in options]
             scores = (embedded @ self.embed_captions(captions).T).mean(0)
             chosen[attribute] = options[scores.argmax().item()]
         return chosen

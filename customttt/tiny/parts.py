@@ -14,7 +14,7 @@ from ..config import MotionConfig, VisionConfig, text_config, unet_config, vae_c
 from ..files import fill, read_json, read_tensors
 from ..model import WEIGHTS
 from ..save import save_part, text_json
-from ..tokenizer import END, Tokenizer
+from ..tokenizer import Tokenizer
 from ..unet import UNet
 from ..vae import VAE
 

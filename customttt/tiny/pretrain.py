@@ -3,9 +3,9 @@
     python -m customttt.tiny.pretrain clip|vae|unet|motion|all --output weights/tiny
 
 A stage reads what the stages before it wrote to --output (frozen, in fp16, as it is shipped) and
-writes its own part there: an exponential average of the weights. Run again after an interruption, it
-goes on from its last checkpoint in --work. Every step draws from a generator seeded by the stage and
-the step, so a resumed run is the same run.
+writes its own part there: an exponential average of the weights. Run again after an interruption,
+it goes on from its last checkpoint in --work. Every step draws from a generator seeded by the stage
+and the step, so a resumed run is the same run.
 
 Axes: n images or clips, f frames, c channels, H W pixels, h w latent rows and columns.
 """
@@ -95,7 +95,7 @@ def clip_stage(folder: Path, work: Path, recipe: Recipe) -> Stage:
         clips = draw_clips(generator, recipe.batch, scenes)
         captions, named = zip(*(describe(clip_, generator, motion=0.4) for clip_ in clips))
         ids = tokenizer(list(captions))
-        ids = ids[:, :(ids == tokenizer.end).int().argmax(1).max() + 1]     # causal: the rest is idle
+        ids = ids[:, :(ids == tokenizer.end).int().argmax(1).max() + 1]   # causal: the rest is idle
         pixels, _ = draw_frames(generator, clips)
         logits = clip.logit_scale.exp().clamp(max=100) * (
             clip.embed_images(pixels) @ clip.embed_text(ids, tokenizer.end).T)
@@ -129,9 +129,10 @@ def vision_stage(folder: Path, work: Path, recipe: Recipe) -> Stage:
             captions = [picture_caption(k, c, s) for k in kinds for c in some for s in scenes]
             tables.append(clip.embed_text(tokenizer(captions), tokenizer.end))
     vision, width = clip.vision_model, clip.vision_model.config.width
-    module = nn.ModuleDict({"tower": vision, "projection": clip.visual_projection,
-                            "where": nn.Sequential(nn.LayerNorm(width), nn.Linear(width, 2)),
-                            "which": nn.Sequential(nn.LayerNorm(width), nn.Linear(width, len(kinds)))})
+    module = nn.ModuleDict({
+        "tower": vision, "projection": clip.visual_projection,
+        "where": nn.Sequential(nn.LayerNorm(width), nn.Linear(width, 2)),
+        "which": nn.Sequential(nn.LayerNorm(width), nn.Linear(width, len(kinds)))})
     module.requires_grad_(True)
     seen = {}
     vision.layers[1].register_forward_hook(lambda m, i, x: seen.update(middle=x))
@@ -145,10 +146,12 @@ def vision_stage(folder: Path, work: Path, recipe: Recipe) -> Stage:
         kind = torch.tensor([kinds.index(c.subject.kind) for c in clips])
         colour = torch.tensor([colours.index(c.subject.colours[0]) for c in clips])
         scene = torch.tensor([scenes.index(c.scene) for c in clips])
-        contrastive = F.cross_entropy(similar[0], (kind * len(colours) + colour) * len(scenes) + scene) \
+        coloured = (kind * len(colours) + colour) * len(scenes) + scene
+        contrastive = F.cross_entropy(similar[0], coloured) \
             + F.cross_entropy(similar[1], kind * len(scenes) + scene)
 
-        x, y, radius, _ = torch.stack([c.trajectory()[k] for c, k in zip(clips, at)]).T[..., None, None]
+        places = torch.stack([c.trajectory()[k] for c, k in zip(clips, at)])
+        x, y, radius, _ = places.T[..., None, None]
         dx, dy = torch.broadcast_tensors((middles - x) / radius, (middles[:, None] - y) / radius)
         offsets = torch.stack([dx, dy], -1).flatten(1, 2)                   # (n patches 2)
         where = F.smooth_l1_loss(module["where"](seen["middle"][:, 1:]), offsets)
@@ -162,14 +165,16 @@ def vision_stage(folder: Path, work: Path, recipe: Recipe) -> Stage:
 
 def vae_stage(folder: Path, work: Path, recipe: Recipe) -> Stage:
     """No adversary and no perceptual net: a rendered world can spare them."""
-    vae = VAE(VAEConfig(channels=(16, 32, 64, 96), resnets=1, latent_channels=4, groups=8, scale=1.0))
+    vae = VAE(VAEConfig(channels=(16, 32, 64, 96), resnets=1, latent_channels=4, groups=8,
+                        scale=1.0))
 
     def loss(generator: Generator) -> Tensor:
         return reconstruction_loss(vae, generator, recipe.batch)
 
     @torch.no_grad()
     def save(folder: Path) -> None:
-        pixels, _ = draw_frames(Generator().manual_seed(0), draw_clips(Generator().manual_seed(0), 256))
+        clips = draw_clips(Generator().manual_seed(0), 256)
+        pixels, _ = draw_frames(Generator().manual_seed(0), clips)
         scale = LATENT_DEVIATION / vae.posterior(pixels)[0].std().item()
         save_part(vae, keys.diffusers_vae, vae_json(replace(vae.config, scale=round(scale, 5))),
                   folder / "vae" / WEIGHTS, torch.float16)
@@ -183,7 +188,8 @@ def decoder_stage(folder: Path, work: Path, recipe: Recipe) -> Stage:
     vae.decoder.requires_grad_(True)
 
     def save(folder: Path) -> None:
-        save_part(vae, keys.diffusers_vae, vae_json(vae.config), folder / "vae" / WEIGHTS, torch.float16)
+        save_part(vae, keys.diffusers_vae, vae_json(vae.config), folder / "vae" / WEIGHTS,
+                  torch.float16)
 
     return Stage(vae, lambda generator: reconstruction_loss(vae, generator, recipe.batch), save)
 
@@ -204,7 +210,8 @@ def reconstruction_loss(vae: VAE, generator: Generator, batch: int) -> Tensor:
 
 def unet_stage(folder: Path, work: Path, recipe: Recipe) -> Stage:
     """Text to image, on single frames of clips, so that a subject may be anywhere in the frame."""
-    clips, latents = cached_latents(work / "frames.pt", load_vae(folder), count=20000, seed=11, frames=1)
+    clips, latents = cached_latents(work / "frames.pt", load_vae(folder), count=20000, seed=11,
+                                    frames=1)
     unet, texts = UNet(UNET), Captions(folder)
     nn.init.zeros_(unet.conv_out.weight)
 
@@ -215,7 +222,8 @@ def unet_stage(folder: Path, work: Path, recipe: Recipe) -> Stage:
         return denoising_loss(unet, latents[i].float(), text, t, generator)
 
     def save(folder: Path) -> None:
-        save_part(unet, keys.diffusers_unet, unet_json(UNET), folder / "unet" / WEIGHTS, torch.float16)
+        save_part(unet, keys.diffusers_unet, unet_json(UNET), folder / "unet" / WEIGHTS,
+                  torch.float16)
 
     return Stage(unet, loss, save)
 
@@ -234,7 +242,7 @@ def motion_stage(folder: Path, work: Path, recipe: Recipe) -> Stage:
         i = torch.randint(len(clips), (recipe.batch,), generator=generator)
         text = texts.draw([clips[k] for k in i], generator, motion=0.95)
         u = torch.rand(recipe.batch, generator=generator)
-        t = ((1 - u.square()) * STEPS).long()       # half of them above 750: motion is decided there
+        t = ((1 - u.square()) * STEPS).long()     # half of them above 750: motion is decided there
         return denoising_loss(unet, latents[i].float(), text, t, generator)
 
     def save(folder: Path) -> None:
@@ -293,7 +301,8 @@ def train(name: str, folder: Path, work: Path, recipe: Recipe) -> None:
     done, seconds = resume(checkpoint, weights, averages, optimizer)
 
     started = saved = time.monotonic()
-    bar = tqdm(range(done, recipe.steps), desc=name, initial=done, total=recipe.steps, mininterval=5)
+    bar = tqdm(range(done, recipe.steps), desc=name, initial=done, total=recipe.steps,
+               mininterval=5)
     running = None
     for step in bar:
         for group in optimizer.param_groups:
@@ -344,7 +353,8 @@ def resume(checkpoint: Path, weights: list[Tensor], averages: list[Tensor],
 
 
 @torch.no_grad()
-def save_averages(stage: Stage, weights: list[Tensor], averages: list[Tensor], folder: Path) -> None:
+def save_averages(stage: Stage, weights: list[Tensor], averages: list[Tensor],
+                  folder: Path) -> None:
     """Write the stage's part with the averages in the place of the weights."""
     kept = [p.clone() for p in weights]
     for p, average in zip(weights, averages):
@@ -358,7 +368,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("stage", choices=[*STAGES, "all"])
     parser.add_argument("--output", type=Path, default=Path("weights/tiny"), help="model folder")
-    parser.add_argument("--work", type=Path, default=Path("output/tiny"), help="checkpoints and logs")
+    parser.add_argument("--work", type=Path, default=Path("output/tiny"),
+                        help="checkpoints and logs")
     parser.add_argument("--steps", type=int, help="in place of the recipe's")
     arguments = parser.parse_args()
     for name in STAGES if arguments.stage == "all" else [arguments.stage]:

@@ -3,15 +3,17 @@
   python -m customttt.tiny.study --combinations 20 [--output output/study] [--name paper-lr]
                                  [--ttt --learning-rate 1e-6 ...]
 
-It runs train.py itself, as a user would, skips what is already there (so it resumes), and prints a table:
-one row a condition, mean and 95% interval over the combinations. What follows --ttt goes to the ttt
-stage; --name keeps its results apart.
+It runs train.py itself, as a user would, skips what is already there (so it resumes), and prints a
+table: one row a condition, mean and 95% interval over the combinations. What follows --ttt goes to
+the ttt stage; --name keeps its results apart.
 
-  identity   how much of the subject's colours is right: 1 - half the L1 distance between the palettes
-             (share of the subject's pixels nearest to each colour) of the clip and of the rendered truth
-  motion     agreement of the measured trajectory with the held-out one (world.trajectory_agreement)
-  CLIP-T     cosine of the tiny CLIP's text and mean frame embeddings; CLIP-I the same with images of
-             the subject; consistency the mean cosine of consecutive frames
+  identity   how much of the subject's colours is right: 1 - half the L1 distance between two
+             palettes (share of the subject's pixels nearest to each colour), the clip's and the
+             rendered truth's
+  motion     agreement of the measured trajectory with the held-out one
+             (world.trajectory_agreement)
+  CLIP-T     cosine of the tiny CLIP's text and mean frame embeddings; CLIP-I the same with images
+             of the subject; consistency the mean cosine of consecutive frames
 """
 
 import argparse
@@ -76,7 +78,8 @@ def combinations(count: int) -> list[Combination]:
     """
     motions = [name for name in HELD_OUT_MOTIONS if name != "pendulum"]
     subjects, scenes = list(HELD_OUT_SUBJECTS), list(SCENES)
-    return [Combination(subjects[k % len(subjects)], motions[(k + k // len(subjects)) % len(motions)],
+    return [Combination(subjects[k % len(subjects)],
+                        motions[(k + k // len(subjects)) % len(motions)],
                         scenes[(k + 2) % len(scenes)]) for k in range(count)]
 
 
@@ -98,7 +101,8 @@ def train(stage: str, output: Path, *flags) -> Path:
     adapter = output / "adapter.safetensors"
     if not adapter.exists():
         resume = ["--resume"] if (output / "checkpoint.pt").exists() else []
-        command = [sys.executable, "train.py", "--stage", stage, "--output", output, *flags, *resume]
+        command = [sys.executable, "train.py", "--stage", stage, "--output", output, *flags,
+                   *resume]
         done = subprocess.run(list(map(str, command)), capture_output=True, text=True)
         if done.returncode:
             raise UserError(f"{output}: {done.stderr.strip().splitlines()[-1]}")
@@ -125,7 +129,8 @@ def sample(args: argparse.Namespace, model: Model, combination: Combination,
     settings = recipe("sampling", recipe_name(model.unet))
     with active(model.unet, *on):
         return sample_video(model, combination.prompt, steps=settings["sampling_steps"],
-                            guidance=settings["guidance"], size=settings["size"], seed=args.seed + 1)
+                            guidance=settings["guidance"], size=settings["size"],
+                            seed=args.seed + 1)
 
 
 def palette(frames: Tensor) -> Tensor:
@@ -192,7 +197,8 @@ def main() -> None:
     parser.add_argument("--name", default="ttt", help="folder of these ttt runs and sheets")
     parser.add_argument("--combinations", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--ttt", nargs=argparse.REMAINDER, default=[], help="flags of the ttt stage")
+    parser.add_argument("--ttt", nargs=argparse.REMAINDER, default=[],
+                        help="flags of the ttt stage")
     args = parser.parse_args()
 
     write_data(args.output / "data")
@@ -200,7 +206,8 @@ def main() -> None:
     moved = []
     for combination in tqdm(combinations(args.combinations), desc="combinations"):
         adapters = prepare(args, combination)
-        moved += [relative_change(adapters[kind], adapters["joined"]) for kind in ("spatial", "temporal")]
+        moved += [relative_change(adapters[kind], adapters["joined"])
+                  for kind in ("spatial", "temporal")]
         model = load_model(args.model)
         for name, file in adapters.items():
             load_lora(model.unet, file, name=name)
