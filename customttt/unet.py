@@ -16,7 +16,7 @@ The paper counts the layers i = 0..8 (supplement, section 3); `UNet.layers[i]` i
 Axes: b batch, f frames, c channels, h w rows and columns, n tokens, d width.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -48,21 +48,21 @@ class Layer(nn.Module):
         self.upsample = Upsample(channels) if then == "upsample" else None
 
     def forward(self, x: Tensor, skips: Sequence[Tensor], time: Tensor, text: Tensor,
-                frames: int | None, norm_frames: int) -> tuple[Tensor, list[Tensor]]:
+                frames: int | None, norm_frames: int, run: Callable) -> tuple[Tensor, list[Tensor]]:
         """((b f) c h w), skips to read, (b d), (b n d) -> the same for the next layer, skips made.
 
         `frames`: None takes the motion modules out. `norm_frames`: how many frames share the
-        resnets' GroupNorm statistics.
+        resnets' GroupNorm statistics. `run`: `directly` or `recomputed`.
         """
         made = []
         for j, resnet in enumerate(self.resnets):
             if skips:
                 x = torch.cat([x, skips[j]], dim=1)
-            x = resnet(x, time, norm_frames)
+            x = run(resnet, x, time, norm_frames)
             if j < len(self.spatial_transformers):
-                x = self.spatial_transformers[j](x, text)
+                x = run(self.spatial_transformers[j], x, text)
             if frames is not None and j < len(self.motion_modules):
-                x = self.motion_modules[j](x, frames)
+                x = run(self.motion_modules[j], x, frames)
             made.append(x)
         if self.downsample is not None:
             x = self.downsample(x)
@@ -78,7 +78,7 @@ class UNet(nn.Module):
     def __init__(self, config: UNetConfig):
         super().__init__()
         self.config = config
-        self.gradient_checkpointing = False     # on: keep each layer's input, recompute the rest
+        self.gradient_checkpointing = False     # less memory in training, more time
         c0, c1, c2, c3 = config.channels
         m = 0 if config.motion is None else 1
         mid = 1 if m and config.motion.version == 2 else 0
@@ -110,22 +110,18 @@ class UNet(nn.Module):
         texts = self._nine_texts(latents, timesteps, text)
         frames = self._clip_length(latents, motion)
         norm_frames = frames if frames and self.config.motion.version == 1 else 1
+        run = recomputed if self.gradient_checkpointing and torch.is_grad_enabled() else directly
 
         time = self.time_embedding(timesteps)                                # (b d)
         x = self.conv_in(rearrange(latents, "b c f h w -> (b f) c h w"))
         skips = [x]
         for i, layer in enumerate(self.layers):
             read = [skips.pop() for _ in layer.resnets] if i > 4 else []
-            x, made = self._run(layer, x, read, time, texts[i], frames, norm_frames)
+            x, made = layer(x, read, time, texts[i], frames, norm_frames, run)
             if i < 4:
                 skips += made
         x = self.conv_out(F.silu(self.norm_out(x, norm_frames)))
         return rearrange(x, "(b f) c h w -> b c f h w", b=len(latents))
-
-    def _run(self, layer: Layer, *inputs) -> tuple[Tensor, list[Tensor]]:
-        if self.gradient_checkpointing and torch.is_grad_enabled():
-            return checkpoint(layer, *inputs, use_reentrant=False)
-        return layer(*inputs)
 
     def _nine_texts(self, latents: Tensor, timesteps: Tensor,
                     text: Tensor | Sequence[Tensor]) -> Sequence[Tensor]:
@@ -155,6 +151,15 @@ class UNet(nn.Module):
                              "pass motion=False to treat frames as images")
         check_clip_length(self.config.motion, latents.shape[2])
         return latents.shape[2]
+
+
+def directly(module: nn.Module, *inputs) -> Tensor:
+    return module(*inputs)
+
+
+def recomputed(module: nn.Module, *inputs) -> Tensor:
+    """Keep only the inputs, and run the module again on the way back (Chen et al. 2016)."""
+    return checkpoint(module, *inputs, use_reentrant=False)
 
 
 def check_clip_length(motion: MotionConfig, frames: int) -> None:
