@@ -45,12 +45,13 @@ def main() -> None:
 
     x = torch.randn(1, 4, args.frames, 32, 32).to(args.device, dtype)
     text = torch.randn(1, 77, 768).to(args.device, dtype)
+    repeated = text.repeat_interleave(args.frames, dim=0)       # as its pipeline does
     t = torch.tensor([500], device=args.device)
     seconds = {"ours": [], "diffusers": []}
     with torch.no_grad():
         for _ in range(args.repeats + 1):       # the first round warms up
             seconds["ours"].append(timed(lambda: ours(x, t, text)))
-            seconds["diffusers"].append(timed(lambda: theirs(x, t, text).sample))
+            seconds["diffusers"].append(timed(lambda: theirs(x, t, repeated).sample))
     for name, times in seconds.items():
         times = times[1:]
         print(f"{name}: {statistics.median(times):.3f} s (min {min(times):.3f}, "
