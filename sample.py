@@ -2,7 +2,8 @@
 
   python sample.py --lora output/ttt --prompt "a teddy bear is lifting weights" --output out.mp4
 
-Without further flags it runs on the embedded tiny model with what train.py left in output/ttt.
+Without further flags it runs on the small model in weights/random with what train.py left in
+output/ttt.
 The ending of --output chooses the format: .mp4, .gif, .webp, or .png for a contact sheet.
 """
 
@@ -17,7 +18,6 @@ from customttt.lora import merge_lora
 from customttt.lora_files import load_lora
 from customttt.model import Model
 from customttt.options import add_model_flags, add_recipe_flags, chosen_settings, open_model
-from customttt.recipes import COMMON, SAMPLING
 from customttt.sampling import decode_frames, sample_latents
 from customttt.video import check_ending, write_video
 
@@ -35,7 +35,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--output", type=Path, default=Path("output/sample.mp4"), metavar="FILE")
     parser.add_argument("--motion", action=argparse.BooleanOptionalAction, default=True,
                         help="--no-motion takes the motion modules out: frames are separate images")
-    add_recipe_flags(parser, COMMON | SAMPLING)
+    add_recipe_flags(parser, ("sampling",))
     return parser.parse_args()
 
 

@@ -4,11 +4,13 @@
   python train.py --stage temporal --data VIDEO... --prompt "a man is lifting weights"
   python train.py --stage ttt      --prompt "a teddy bear is lifting weights"
 
-Without further flags each runs on the embedded tiny model and its examples, and finds the output of
-the stage before it. Every number of the paper's recipe is a flag.
+Without further flags each runs on the small model in weights/random and the examples in
+weights/tiny/examples, seen from the repository's folder, and finds the output of the stage before it.
+Every number of the paper's recipe is a flag.
 """
 
 import argparse
+import hashlib
 from pathlib import Path
 
 import torch
@@ -25,7 +27,7 @@ from customttt.lora import active, add_lora
 from customttt.lora_files import load_lora
 from customttt.model import Model
 from customttt.options import add_model_flags, add_recipe_flags, chosen_settings, open_model
-from customttt.recipes import PAPER, STAGES
+from customttt.recipes import STAGES
 from customttt.sampling import ddim, decode_frames, initial_noise
 from customttt.stages import TestTimeTraining, spatial_loss, temporal_loss
 from customttt.training import Run, check_folder, fit
@@ -33,6 +35,7 @@ from customttt.video import as_frames, contact_sheet, write_video
 
 EXAMPLES = Path("weights/tiny/examples")
 OUTPUT = Path("output")
+ONLY_TTT = ("spatial", "temporal", "appearance_prompt", "motion_prompt")
 TRAINED = {"spatial": ("spatial",), "temporal": ("temporal",), "ttt": ("spatial", "temporal")}
 SHEET_ROWS = {      # of a contact sheet: which adapters are on
     "spatial": [("spatial",)],
@@ -54,10 +57,10 @@ def parse() -> argparse.Namespace:
                         "or video says it; or what to join (default: the two stages' prompts "
                         "joined)")
     parser.add_argument("--output", type=Path, help="folder (default: output/STAGE)")
-    parser.add_argument("--spatial", type=Path, default=OUTPUT / "spatial", metavar="A",
-                        help="ttt: adapter file or folder of the spatial stage")
-    parser.add_argument("--temporal", type=Path, default=OUTPUT / "temporal", metavar="B",
-                        help="ttt: adapter file or folder of the temporal stage")
+    parser.add_argument("--spatial", type=Path, metavar="A", help="ttt: adapter file or folder of "
+                        "the spatial stage (default: output/spatial)")
+    parser.add_argument("--temporal", type=Path, metavar="B", help="ttt: adapter file or folder of "
+                        "the temporal stage (default: output/temporal)")
     parser.add_argument("--appearance-prompt", help="ttt: of the appearance reference")
     parser.add_argument("--motion-prompt", help="ttt: of the motion reference")
     parser.add_argument("--resume", action="store_true", help="go on from the last checkpoint")
@@ -67,7 +70,7 @@ def parse() -> argparse.Namespace:
                         "0: never (default: %(default)s)")
     parser.add_argument("--gradient-checkpointing", action="store_true",
                         help="less memory, about a third more time")
-    add_recipe_flags(parser, PAPER["spatial"] | PAPER["temporal"] | PAPER["ttt"])
+    add_recipe_flags(parser, STAGES)
     return parser.parse_args()
 
 
@@ -76,8 +79,12 @@ def main() -> None:
     for flag, least in (("checkpoint_every", 1), ("sheet_every", 0)):
         if getattr(args, flag) < least:
             raise UserError(f"--{flag.replace('_', '-')}: must be at least {least}")
+    for flag in ("data",) if args.stage == "ttt" else ONLY_TTT:
+        if getattr(args, flag) is not None:
+            raise UserError(f"--{flag.replace('_', '-')}: is not for --stage {args.stage}; "
+                            f"leave it out")
     args.output = args.output or OUTPUT / args.stage
-    check_folder(args.output, args.resume)
+    check_folder(args.output, "joined" if args.stage == "ttt" else args.stage, args.resume)
     model, precision = open_model(args)
     settings = chosen_settings(args, args.stage, model)
     model.unet.gradient_checkpointing = args.gradient_checkpointing
@@ -114,7 +121,8 @@ def spatial(args: argparse.Namespace, model: Model, settings: dict) -> tuple:
 
     def losses(generator):
         return spatial_loss(model.unet, z, text, settings["batch_size"], generator)
-    return losses, prompts[0], {"kind": "spatial", "spatial_layers": layers}, []
+    metadata = {"kind": "spatial", "spatial_layers": layers, "data_sha256": fingerprint(files)}
+    return losses, prompts[0] if args.prompt is None else args.prompt, metadata, []
 
 
 def temporal(args: argparse.Namespace, model: Model, settings: dict) -> tuple:
@@ -133,7 +141,8 @@ def temporal(args: argparse.Namespace, model: Model, settings: dict) -> tuple:
 
     def losses(generator):
         return temporal_loss(model.unet, z, text, settings["debiased"], generator)
-    return losses, prompts[0], {"kind": "temporal", "temporal_layers": layers}, []
+    metadata = {"kind": "temporal", "temporal_layers": layers, "data_sha256": fingerprint(files)}
+    return losses, prompts[0] if args.prompt is None else args.prompt, metadata, []
 
 
 def test_time_training(args: argparse.Namespace, model: Model, settings: dict) -> tuple:
@@ -144,6 +153,7 @@ def test_time_training(args: argparse.Namespace, model: Model, settings: dict) -
                         "leave it out")
     metadata, above = {"kind": "joined"}, []
     for kind, given in (("spatial", args.spatial), ("temporal", args.temporal)):
+        given = OUTPUT / kind if given is None else given
         file = given / "adapter.safetensors" if given.is_dir() else given
         if not file.is_file():
             raise UserError(f"--{kind} {given}: no adapter there; run --stage {kind} first, or "
@@ -154,7 +164,10 @@ def test_time_training(args: argparse.Namespace, model: Model, settings: dict) -
             raise UserError(f"--{kind} {file}: holds a {read.metadata.get('kind', 'foreign')} "
                             f"LoRA, not what --stage {kind} trains")
         metadata |= {f"{kind}_layers": read.metadata[f"{kind}_layers"],
-                     f"{kind}_prompt": read.metadata["prompt"]}
+                     f"{kind}_prompt": read.metadata["prompt"],
+                     f"{kind}_sha256": fingerprint([file])}
+        if (base := read.metadata.get("base_model", model.name)) != model.name:
+            print(f"{file}: was trained on {base}, is used on {model.name}")
         settings["rank"] = int(read.metadata["rank"])
         above += kept_data(file)
 
@@ -174,6 +187,14 @@ def test_time_training(args: argparse.Namespace, model: Model, settings: dict) -
     metadata |= {"appearance_prompt": appearance_prompt, "motion_prompt": motion_prompt}
     stage = TestTimeTraining(model.unet, shape, *texts, settings)
     return stage.losses, prompt, metadata, above
+
+
+def fingerprint(files: list[Path]) -> str:
+    """SHA-256 of what a run learns from, so that it is not resumed with something else."""
+    digest = hashlib.sha256()
+    for file in files:
+        digest.update(file.read_bytes())
+    return digest.hexdigest()
 
 
 def require_motion(model: Model) -> None:
@@ -223,7 +244,7 @@ def sheet_drawer(model: Model, prompt: str, settings: dict, rows: list[tuple[str
                  above: list[Tensor], motion: bool):
     """A function that draws a row of samples for each set of adapters, below the rows `above`."""
     text, empty = model.encode_text([prompt, ""]).split(1)
-    noise = initial_noise(model, settings["frames"] if motion else 4, settings["size"], seed=0)
+    noise = initial_noise(model, settings["frames"], settings["size"], seed=0)
 
     def draw(path: Path) -> None:
         clips = []

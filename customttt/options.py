@@ -33,10 +33,14 @@ def add_model_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=int, default=0, help="default: %(default)s")
 
 
-def add_recipe_flags(parser: argparse.ArgumentParser, settings: dict) -> None:
+def add_recipe_flags(parser: argparse.ArgumentParser, stages: tuple[str, ...]) -> None:
     """One flag per number; its default is the recipe's, which the model decides."""
-    for name, value in settings.items():
-        flag, text = "--" + name.replace("_", "-"), f"paper: {_shown(value)}"
+    everything = {name: value for stage in stages for name, value in PAPER[stage].items()}
+    for name, value in everything.items():
+        values = {stage: _shown(PAPER[stage][name]) for stage in stages if name in PAPER[stage]}
+        flag, text = _flag(name), "paper: " + (
+            _shown(value) if len(set(values.values())) == 1 and len(values) == len(stages)
+            else ", ".join(f"{number} ({stage})" for stage, number in values.items()))
         if isinstance(value, bool):
             parser.add_argument(flag, action=argparse.BooleanOptionalAction, help=text)
         elif isinstance(value, tuple):
@@ -62,6 +66,9 @@ def open_model(args: argparse.Namespace) -> tuple[Model, str]:
     precision = args.precision or ("fp32" if device.type == "cpu" else "fp16")
     if precision == "fp16" and device.type == "cpu":
         raise UserError("--precision fp16: needs a GPU; on a CPU use fp32 or bf16")
+    if args.model == DEFAULT_MODEL and not DEFAULT_MODEL.exists():
+        raise UserError(f"{DEFAULT_MODEL}: not there yet; make this small random model with: "
+                        f"python -m customttt.random_model {DEFAULT_MODEL}")
     model = load_model(args.model, args.motion_module, device, DTYPES[precision], args.vae)
     if (motion := model.unet.config.motion) is not None:
         print(f"motion module: version {motion.version}, at most {motion.max_frames} frames")

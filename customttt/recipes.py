@@ -10,8 +10,7 @@ from .unet import UNet
 
 COMMON = {
     "size": 256,                    # pixels along each side; supplement
-    "frames": 16,                   # supplement
-    "fps": 8.0,                     # supplement
+    "frames": 16,                   # of a clip, and pictures on a sheet of images; supplement
 }
 SAMPLING = {
     "sampling_steps": 25,           # DDIM; supplement
@@ -25,7 +24,9 @@ TRAINING = {
 }
 STAGES = ("spatial", "temporal", "ttt")
 PAPER = {
-    "sampling": COMMON | SAMPLING,
+    "sampling": COMMON | SAMPLING | {
+        "fps": 8.0,                 # supplement
+    },
     "spatial": COMMON | SAMPLING | TRAINING | {
         "steps": 500,               # supplement
         "learning_rate": 1e-5,      # supplement
@@ -33,6 +34,7 @@ PAPER = {
         "batch_size": 1,            # open: images a step
     },
     "temporal": COMMON | SAMPLING | TRAINING | {
+        "fps": 8.0,                 # supplement
         "steps": 500,               # supplement
         "learning_rate": 5e-5,      # supplement
         "temporal_layers": (2, 5),  # W_t of layers 2 and 5; supplement, section 3

@@ -96,7 +96,7 @@ class TestTimeTraining:
             timesteps, t_f = ddim_timesteps(f), -1
         else:
             schedule = ddim_timesteps(self.settings["sampling_steps"])
-            timesteps, t_f = schedule[:f], (schedule + [-1])[f]
+            timesteps, t_f = schedule[:f], schedule[f]
         *_, z_f = ddim(self.unet, noise, text, self.empty, timesteps,
                        self.settings["reference_guidance"], motion, t_f)
         return z_f, t_f

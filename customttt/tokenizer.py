@@ -93,7 +93,7 @@ class Tokenizer:
             pad = json.loads(text)["pad_token"]
         except (OSError, ValueError, KeyError):
             return END
-        return pad["content"] if isinstance(pad, dict) else pad
+        return (pad["content"] if isinstance(pad, dict) else pad) or END
 
     def __call__(self, texts: list[str]) -> Tensor:
         """Strings -> ids (b 77). A longer text is cut, with a warning that shows what was lost."""

@@ -53,14 +53,14 @@ class Run:
     @property
     def described(self) -> dict:
         """What a resumed run must share with the one that it goes on with (but for `steps`)."""
-        told = self.metadata | self.settings | {"seed": self.seed}
+        told = self.metadata | self.settings | {"seed": self.seed, "precision": self.precision}
         told.pop("recipe", None)
         return json.loads(json.dumps(told))
 
 
 def fit(run: Run, resume: bool) -> bool:
     """Train to `steps`. Returns False if Ctrl-C ended it early (everything is saved then)."""
-    check_folder(run.folder, resume)
+    check_folder(run.folder, run.metadata["kind"], resume)
     device = next(run.unet.parameters()).device
     parameters = trainable(run.unet, run.names)
     optimizer = Lion(parameters, run.settings["learning_rate"], run.settings["betas"],
@@ -199,11 +199,12 @@ def _adapter_tensors(run: Run) -> dict[str, Tensor]:
 def _save(run: Run, state: dict, step: int, skipped: int) -> None:
     save_lora(run.unet, run.folder / f"adapter-{step:06}.safetensors",
               run.metadata | {"step": step}, run.names)
+    device = next(run.unet.parameters()).device
     content = {"step": step, "skipped": skipped, "run": json.dumps(run.described),
                "adapters": {key: p.detach() for key, p in _adapter_tensors(run).items()},
                "optimizer": state["optimizer"].state_dict(), "scaler": state["scaler"].state_dict(),
                "generator": state["generator"].get_state(), "cpu": torch.get_rng_state(),
-               "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []}
+               "cuda": torch.cuda.get_rng_state(device) if device.type == "cuda" else None}
     buffer = io.BytesIO()       # on a full disk torch.save would not say that it is full
     torch.save(content, buffer)
     with writing(run.checkpoint) as temporary:
@@ -212,32 +213,37 @@ def _save(run: Run, state: dict, step: int, skipped: int) -> None:
 
 def _read_checkpoint(path: Path) -> dict:
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        content = torch.load(path, map_location="cpu", weights_only=True)
+        return content | {"run": json.loads(content["run"])}
     except Exception as error:
-        raise UserError(f"{path}: cannot be resumed from ({str(error).splitlines()[0]}); start "
-                        f"again with another --output") from error
+        raise UserError(f"{path}: not a checkpoint of train.py that can be read "
+                        f"({str(error).splitlines()[0]}); give another --output") from error
 
 
-def check_folder(folder: Path, resume: bool) -> None:
-    """Raise UserError, before any work, if a run cannot be resumed from the folder, or if one that
-    starts there would throw an unfinished one away."""
+def check_folder(folder: Path, kind: str, resume: bool) -> None:
+    """Raise UserError, before any work, if a run of this kind cannot be resumed from the folder, or
+    if one that starts there would throw away an unfinished one or one of another kind."""
     checkpoint = folder / CHECKPOINT
-    if resume and not checkpoint.exists():
-        raise UserError(f"--resume: no {CHECKPOINT} in {folder}; leave --resume out to start")
-    if not resume and checkpoint.exists():
-        content = _read_checkpoint(checkpoint)
-        done, steps = content["step"], json.loads(content["run"])["steps"]
-        if done < steps:
-            raise UserError(f"{folder}: an unfinished run (step {done} of {steps}); go on with "
-                            f"--resume, or give another --output")
+    if not checkpoint.exists():
+        if resume:
+            raise UserError(f"--resume: no {CHECKPOINT} in {folder}; leave --resume out to start")
+        return
+    content = _read_checkpoint(checkpoint)
+    done, steps, there = content["step"], content["run"]["steps"], content["run"]["kind"]
+    if there != kind:
+        raise UserError(f"{folder}: holds a {there} run, not a {kind} one; give another --output")
+    if not resume and done < steps:
+        raise UserError(f"{folder}: an unfinished run (step {done} of {steps}); go on with --resume, "
+                        f"or give another --output")
 
 
 def _start_afresh(run: Run) -> tuple[int, int]:
     """Step 0, none skipped, in a clean folder."""
     with writing(run.folder / "log.jsonl"):     # an empty log
         pass
-    for old in (run.checkpoint, *run.folder.glob("adapter*.safetensors"),
-                *run.folder.glob("sheet-*.png")):
+    for old in (run.checkpoint, run.folder / "adapter.safetensors",
+                *run.folder.glob("adapter-[0-9]*.safetensors"),
+                *run.folder.glob("sheet-[0-9]*.png")):
         old.unlink(missing_ok=True)
     return 0, 0
 
@@ -245,7 +251,7 @@ def _start_afresh(run: Run) -> tuple[int, int]:
 def _load_checkpoint(run: Run, state: dict, device: torch.device) -> tuple[int, int]:
     """Put everything back as after the checkpoint's step; returns it, and the steps skipped."""
     content = _read_checkpoint(run.checkpoint)
-    before, now = json.loads(content["run"]), run.described
+    before, now = content["run"], run.described
     changed = [key for key in now if key != "steps" and before.get(key) != now[key]]
     if changed:
         raise UserError(f"--resume: {run.folder} was started with {changed[0]} = "
@@ -264,7 +270,7 @@ def _load_checkpoint(run: Run, state: dict, device: torch.device) -> tuple[int, 
     state["generator"].set_state(content["generator"])
     torch.set_rng_state(content["cpu"])
     if device.type == "cuda":
-        torch.cuda.set_rng_state_all(content["cuda"])
+        torch.cuda.set_rng_state(content["cuda"], device)
     _cut_log(run.folder / "log.jsonl", content["step"])
     return content["step"], content["skipped"]
 

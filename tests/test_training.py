@@ -166,6 +166,7 @@ def test_ctrl_c_before_the_first_step_can_be_resumed(run_stage, monkeypatch, tmp
     (["--learning-rate", "0.002"], r"was started with learning_rate = 0\.001, not 0\.002"),
     (["--seed", "4"], "was started with seed = 3, not 4"),
     (["--prompt", "a hare"], "was started with prompt = 'a bear', not 'a hare'"),
+    (["--precision", "bf16"], "was started with precision = 'fp32', not 'bf16'"),
     (["--steps", "1"], "--steps 1: the run in .* has done 2 already"),
 ])
 def test_resume_refuses_another_recipe(run_stage, tmp_path, flags, sentence):
@@ -175,6 +176,30 @@ def test_resume_refuses_another_recipe(run_stage, tmp_path, flags, sentence):
         run_stage("spatial", tmp_path, "--resume", "--steps", "3", "--learning-rate", "0.001",
                   "--prompt", "a bear", *flags)
     assert_same(before, state(tmp_path))
+
+
+def test_a_run_of_another_kind_and_other_files_are_left_alone(run_stage, tmp_path):
+    run_stage("spatial", tmp_path, "--steps", "1")
+    (tmp_path / "adapter_model.safetensors").write_text("somebody's")
+    with pytest.raises(UserError, match="holds a spatial run, not a temporal one"):
+        run_stage("temporal", tmp_path, "--steps", "1")
+    run_stage("spatial", tmp_path, "--steps", "1")
+    assert (tmp_path / "adapter_model.safetensors").read_text() == "somebody's"
+
+
+def test_flags_of_another_stage_are_refused(run_stage, tmp_path):
+    with pytest.raises(UserError, match="--motion-prompt: is not for --stage spatial"):
+        run_stage("spatial", tmp_path, "--motion-prompt", "x")
+    with pytest.raises(UserError, match="--data: is not for --stage ttt"):
+        run_stage("ttt", tmp_path, "--data", "x.mp4")
+    with pytest.raises(UserError, match="--fps: is not for --stage ttt"):
+        run_stage("ttt", tmp_path, "--fps", "12")
+
+
+def test_a_checkpoint_of_something_else_is_refused(run_stage, tmp_path):
+    torch.save({"epoch": 3}, tmp_path / "checkpoint.pt")
+    with pytest.raises(UserError, match="not a checkpoint of train.py"):
+        run_stage("spatial", tmp_path, "--steps", "1")
 
 
 def test_an_unfinished_run_is_not_overwritten_a_finished_one_is(run_stage, monkeypatch, tmp_path):
@@ -205,6 +230,8 @@ def test_log_metadata_and_files(run_stage, tmp_path):
     with safe_open(tmp_path / "adapter.safetensors", "pt") as file:
         metadata = file.metadata()
     recipe = json.loads(metadata.pop("recipe"))
+    sums = [metadata.pop(f"{kind}_sha256") for kind in ("spatial", "temporal")]
+    assert len(set(sums)) == 2 and all(len(each) == 64 for each in sums)
     assert metadata == {
         "format": "pt", "kind": "joined", "rank": "4", "scale": "1", "step": "2",
         "base_model": "random", "prompt": "a bear is lifting weights",
@@ -223,6 +250,7 @@ def test_metadata_of_the_first_stages(adapters, stage, prompt):
         metadata = file.metadata()
     layers = "[2, 6]" if stage == "spatial" else "[2, 5]"
     assert json.loads(metadata.pop("recipe")).keys() == PAPER[stage].keys()
+    assert len(metadata.pop("data_sha256")) == 64
     assert metadata == {"format": "pt", "kind": stage, f"{stage}_layers": layers, "prompt": prompt,
                         "base_model": "random", "rank": "4", "scale": "1", "step": "2"}
 
