@@ -5,8 +5,8 @@
   python train.py --stage ttt      --prompt "a teddy bear is lifting weights"
 
 Without further flags each runs on the small model in weights/random and the examples in
-weights/tiny/examples, seen from the repository's folder, and finds the output of the stage before it.
-Every number of the paper's recipe is a flag.
+weights/tiny/examples, seen from the repository's folder, and finds the output of the stage before
+it. Every number of the paper's recipe is a flag.
 """
 
 import argparse
@@ -69,7 +69,7 @@ def parse() -> argparse.Namespace:
                         help="draw a contact sheet of samples every so many steps and at the end; "
                         "0: never (default: %(default)s)")
     parser.add_argument("--gradient-checkpointing", action="store_true",
-                        help="less memory, about a third more time")
+                        help="less memory, more time: each block runs again on the way back")
     add_recipe_flags(parser, STAGES)
     return parser.parse_args()
 

@@ -57,7 +57,7 @@ TINY: dict[str, dict] = {           # what differs for a model of small widths
 }
 WHY_TINY = {
     "size": "the tiny world is 64 pixels wide",
-    "guidance": "small models are overdriven by 9",
+    "guidance": "a start for small models, not yet measured",
     "reference_guidance": "as in sampling",
 }
 

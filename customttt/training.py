@@ -233,8 +233,8 @@ def check_folder(folder: Path, kind: str, resume: bool) -> None:
     if there != kind:
         raise UserError(f"{folder}: holds a {there} run, not a {kind} one; give another --output")
     if not resume and done < steps:
-        raise UserError(f"{folder}: an unfinished run (step {done} of {steps}); go on with --resume, "
-                        f"or give another --output")
+        raise UserError(f"{folder}: an unfinished run (step {done} of {steps}); go on with "
+                        f"--resume, or give another --output")
 
 
 def _start_afresh(run: Run) -> tuple[int, int]:

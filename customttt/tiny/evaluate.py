@@ -22,7 +22,7 @@ from ..diffusion import ddim_timesteps
 from ..errors import run
 from ..model import Model, load_model
 from ..sampling import ddim
-from ..video import contact_sheet, write_video
+from ..video import as_frames, contact_sheet, write_video
 from . import world
 from .data import draw_clips, draw_frames
 from .judge import Judge
@@ -30,11 +30,6 @@ from .measure import classify_motion
 from .parts import load_image_unet, load_text_encoder, load_vae
 
 SEED = 770_000      # training counts its seeds from 0 to a few millions by stage; see pretrain.py
-
-
-def as_frames(pixels: Tensor) -> Tensor:
-    """(n 3 H W) in [-1, 1] -> uint8 (n H W 3)."""
-    return rearrange(((pixels.clamp(-1, 1) + 1) * 127.5).round().byte(), "n c h w -> n h w c")
 
 
 class Tally:
