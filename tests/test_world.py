@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from customttt.tiny import world
+from customttt.tiny import motions, subjects, world
 from customttt.tiny.measure import classify_motion, find_subject, measure_trajectory
 
 STILL = ("spinning", "standing still")
@@ -71,7 +71,7 @@ def test_subjects_are_big_and_inside_the_frame(generator):
         assert room.min() > -2, clip
 
 
-@pytest.mark.parametrize("word", world.MOTIONS)
+@pytest.mark.parametrize("word", motions.MOTIONS)
 def test_motions_are_large(word, generator):
     for clip in clips(generator, 50, words=[word]):
         x, y, radius, angle = clip.trajectory().T
@@ -87,10 +87,10 @@ def test_motions_are_large(word, generator):
 # ------------------------------------------------------------------------------ captions
 
 def test_captions():
-    still = world.Motion("standing still", "standing still")
+    still = motions.Motion("standing still", "standing still")
 
     def clip(kind, colours, scene, names_colour):
-        subject = world.Subject(kind, colours)
+        subject = subjects.Subject(kind, colours)
         return world.Clip(subject, still, scene, (32.0, 32.0), 15.0, 0.0, 0, names_colour)
 
     orange = clip("ball", ("orange",), "snow", True)
@@ -103,8 +103,8 @@ def test_captions():
 
 
 def test_every_word_is_in_the_vocabulary(generator):
-    held_out = [world.make_clip(s, m, "sea", generator) for s in world.HELD_OUT_SUBJECTS.values()
-                for m in world.HELD_OUT_MOTIONS.values()]  # fmt: skip
+    held_out = [world.make_clip(s, m, "sea", generator) for s in subjects.HELD_OUT_SUBJECTS.values()
+                for m in motions.HELD_OUT_MOTIONS.values()]  # fmt: skip
     said = {w for c in clips(generator, 2000) + held_out for w in c.caption.split()}
     said |= set("a photo of an object something is doing something".split())
     assert said == set(world.WORDS) and list(world.WORDS) == sorted(world.WORDS)
@@ -117,20 +117,20 @@ def test_every_attribute_is_drawn_evenly(generator):
         values = [attribute(c) for c in drawn]
         counts = [values.count(v) for v in set(values)]
         assert len(counts) == n and min(counts) > 0.8 * len(drawn) / n
-    named = [c.names_colour for c in drawn if c.subject.kind in world.COMPOSED]
+    named = [c.names_colour for c in drawn if c.subject.kind in subjects.COMPOSED]
     assert 0.45 < sum(named) / len(named) < 0.55
-    assert all(c.names_colour for c in drawn if c.subject.kind in world.PLAIN)
+    assert all(c.names_colour for c in drawn if c.subject.kind in subjects.PLAIN)
 
 
 # ------------------------------------------------------------------------------ held out
 
 def test_held_out_subjects_never_occur_in_pretraining(generator):
-    held_out = world.HELD_OUT_SUBJECTS.values()
+    held_out = subjects.HELD_OUT_SUBJECTS.values()
     assert len(set(held_out)) == len(held_out) >= 9
-    for kind in world.COMPOSED:
+    for kind in subjects.COMPOSED:
         own = [s for s in held_out if s.kind == kind]
         assert len(own) >= 2
-        drawn = {world.sample_subject(generator, kind).colours for _ in range(5000)}
+        drawn = {subjects.sample_subject(generator, kind).colours for _ in range(5000)}
         assert len(drawn) > 250  # of 8 * 7 * 6 = 336 colourings
         for colours in drawn:
             for subject in own:
@@ -139,18 +139,18 @@ def test_held_out_subjects_never_occur_in_pretraining(generator):
 
 
 def test_held_out_motions_are_far_from_every_pretraining_motion(generator):
-    assert len(world.HELD_OUT_MOTIONS) >= 10
+    assert len(motions.HELD_OUT_MOTIONS) >= 10
     drawn = [clip.trajectory() for clip in clips(generator, 3000)]
-    star = world.Subject("star", ("red",))
-    for name, motion in world.HELD_OUT_MOTIONS.items():
-        assert motion.word in world.MOTIONS and name not in world.MOTIONS
+    star = subjects.Subject("star", ("red",))
+    for name, motion in motions.HELD_OUT_MOTIONS.items():
+        assert motion.word in motions.MOTIONS and name not in motions.MOTIONS
         path = world.make_clip(star, motion, "snow", generator).trajectory()
-        assert max(world.trajectory_agreement(path, other) for other in drawn) < 0.8, name
-        assert min(world.trajectory_distance(path, other) for other in drawn) > 0.5, name
+        assert max(motions.trajectory_agreement(path, other) for other in drawn) < 0.8, name
+        assert min(motions.trajectory_distance(path, other) for other in drawn) > 0.5, name
 
 
 def test_pretraining_draws_no_held_out_path(generator):
-    assert all(c.motion.path == c.motion.word in world.MOTIONS for c in clips(generator, 5000))
+    assert all(c.motion.path == c.motion.word in motions.MOTIONS for c in clips(generator, 5000))
 
 
 def test_trajectory_comparisons():
@@ -159,7 +159,7 @@ def test_trajectory_comparisons():
     down, left = right[:, [1, 0, 2, 3]], right * torch.tensor([-1, 1, 1, 1])
     still = right[:1].expand(16, 4)
     moved_and_wider = right * torch.tensor([1.5, 1, 1, 1]) + torch.tensor([9, -7, 0, 0.2])
-    agreement, distance = world.trajectory_agreement, world.trajectory_distance
+    agreement, distance = motions.trajectory_agreement, motions.trajectory_distance
     assert agreement(right, right) == pytest.approx(1) and distance(right, right) < 1e-3
     assert agreement(right, moved_and_wider) > 0.99 and distance(right, moved_and_wider) < 1e-3
     assert abs(agreement(right, down)) < 0.05 and distance(right, down) == pytest.approx(2**0.5)
@@ -181,21 +181,21 @@ def test_motion_is_measured_from_frames_alone(degrade, generator):
             if truth[:, axis].std() > 2:
                 assert torch.corrcoef(torch.stack([measured[:, axis], truth[:, axis]]))[0, 1] > 0.95
         if clip.motion.word not in STILL:
-            assert world.trajectory_agreement(measured, truth[:, :3]) > 0.8, clip
+            assert motions.trajectory_agreement(measured, truth[:, :3]) > 0.8, clip
     assert right / len(drawn) >= 0.97
 
 
 def test_held_out_motions_are_measured(generator):
-    for motion in world.HELD_OUT_MOTIONS.values():
+    for motion in motions.HELD_OUT_MOTIONS.values():
         if motion.word not in STILL:
-            for subject in list(world.HELD_OUT_SUBJECTS.values())[::3]:
+            for subject in list(subjects.HELD_OUT_SUBJECTS.values())[::3]:
                 clip = world.make_clip(subject, motion, "sand", generator)
                 measured = measure_trajectory(blurred(world.render(clip), generator))
-                assert world.trajectory_agreement(measured, clip.trajectory()[:, :3]) > 0.8, clip
+                assert motions.trajectory_agreement(measured, clip.trajectory()[:, :3]) > 0.8, clip
 
 
 def test_frames_without_a_subject():
     grey = torch.full((16, 64, 64, 3), 128, dtype=torch.uint8)
     assert not find_subject(grey).any()
     assert measure_trajectory(grey).tolist() == [[32.0, 32.0, 0.0]] * 16
-    assert classify_motion(grey) in world.MOTIONS
+    assert classify_motion(grey) in motions.MOTIONS

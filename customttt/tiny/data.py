@@ -15,8 +15,9 @@ from ..errors import writing
 from ..tokenizer import END, START, Tokenizer, byte_symbols
 from ..vae import VAE
 from . import world
+from .chance import uniform
 from .judge import as_pixels
-from .world import Clip, uniform
+from .world import Clip
 
 
 def make_tokenizer(length: int = 77) -> Tokenizer:

@@ -23,14 +23,11 @@ from ..errors import run
 from ..model import Model, load_model
 from ..sampling import ddim
 from ..video import as_frames, contact_sheet, write_video
-from . import world
+from . import subjects, world
 from .data import draw_clips, draw_frames
 from .judge import Judge
 from .measure import classify_motion
 from .parts import load_image_unet, load_text_encoder, load_vae
-
-SEED = 770_000      # training counts its seeds from 0 to a few millions by stage; see pretrain.py
-
 
 class Tally:
     """Right answers by question; `print` gives each share with Wilson's 95% interval."""
@@ -60,7 +57,7 @@ def add_choices(tally: Tally, judge: Judge, frames: Tensor, clip: world.Clip,
     """What CLIP chooses, against the clip's own attributes."""
     colour = clip.subject.colours[0] if clip.names_colour else None
     truth = {"subject": clip.subject.kind, "colour": colour, "scene": clip.scene}
-    group = "plain" if clip.subject.kind in world.PLAIN else "composed"
+    group = "plain" if clip.subject.kind in subjects.PLAIN else "composed"
     for attribute, chosen in judge.choices(frames, *truth.values()).items():
         right = chosen == truth[attribute]
         tally.add(name + attribute, right)
@@ -71,10 +68,10 @@ def add_choices(tally: Tally, judge: Judge, frames: Tensor, clip: world.Clip,
 
 
 @torch.no_grad()
-def evaluate_clip(folder: Path, n: int, vae=None) -> None:
+def evaluate_clip(folder: Path, n: int, seed: int, vae=None) -> None:
     """On real frames; with a VAE, on its reconstructions too."""
     judge, tally, errors = Judge(folder), Tally(), []
-    generator = Generator().manual_seed(SEED)
+    generator = Generator().manual_seed(seed)
     for _ in range(0, n, 20):
         clips = draw_clips(generator, 20)
         pixels, at = draw_frames(generator, clips)
@@ -95,8 +92,8 @@ def evaluate_clip(folder: Path, n: int, vae=None) -> None:
         print(f"{what:28} {statistics.mean(decibels):.2f} dB +- {half:.2f}  n = {len(decibels)}")
 
 
-def evaluate_vae(folder: Path, n: int) -> None:
-    evaluate_clip(folder, n, load_vae(folder))
+def evaluate_vae(folder: Path, n: int, seed: int) -> None:
+    evaluate_clip(folder, n, seed, load_vae(folder))
 
 
 @torch.no_grad()
@@ -111,7 +108,7 @@ def sample(model: Model, captions: list[str], guidance: float, frames: int, seed
     return rearrange(as_frames(pixels), "(n f) h w c -> n f h w c", f=frames)
 
 
-def evaluate_samples(folder: Path, n: int, guidance: float, frames: int,
+def evaluate_samples(folder: Path, n: int, seed: int, guidance: float, frames: int,
                      sheet: Path | None) -> None:
     """Captions as drawn in pretraining, all naming subject and scene."""
     judge, tally, kept = Judge(folder), Tally(), []
@@ -121,12 +118,12 @@ def evaluate_samples(folder: Path, n: int, guidance: float, frames: int,
     else:
         model = Model(folder.name, tokenizer, text_encoder, vae, load_image_unet(folder).eval(),
                       torch.device("cpu"), torch.float32)
-    clips = draw_clips(Generator().manual_seed(SEED + 1), n)
+    clips = draw_clips(Generator().manual_seed(seed), n)
     chunk = 20 if frames == 1 else 2
     for start in tqdm(range(0, n, chunk), desc=f"guidance {guidance:g}", mininterval=5):
         some = clips[start:start + chunk]
         captions = [clip.caption if frames > 1 else clip.image_caption for clip in some]
-        for clip, video in zip(some, sample(model, captions, guidance, frames, SEED + start)):
+        for clip, video in zip(some, sample(model, captions, guidance, frames, seed + start)):
             add_choices(tally, judge, video, clip)
             if frames > 1:
                 right = classify_motion(video) == clip.motion.word
@@ -146,16 +143,17 @@ def main() -> None:
     parser.add_argument("stage", choices=["clip", "vae", "unet", "motion"])
     parser.add_argument("--model", type=Path, default=Path("weights/tiny"), help="model folder")
     parser.add_argument("--number", type=int, default=400, help="frames, images or clips")
+    parser.add_argument("--seed", type=int, default=770_000)
     parser.add_argument("--guidance", type=float, default=3.0)
     parser.add_argument("--sheet", type=Path, help="write a contact sheet (.png) of samples there")
     arguments = parser.parse_args()
     if arguments.stage in ("clip", "vae"):
         evaluate = evaluate_clip if arguments.stage == "clip" else evaluate_vae
-        evaluate(arguments.model, arguments.number)
+        evaluate(arguments.model, arguments.number, arguments.seed)
     else:
         frames = 1 if arguments.stage == "unet" else world.FRAMES
-        evaluate_samples(arguments.model, arguments.number, arguments.guidance, frames,
-                         arguments.sheet)
+        evaluate_samples(arguments.model, arguments.number, arguments.seed, arguments.guidance,
+                         frames, arguments.sheet)
 
 
 if __name__ == "__main__":

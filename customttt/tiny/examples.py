@@ -13,7 +13,9 @@ from torch import Generator
 
 from ..errors import run, writing
 from ..video import write_video
-from .world import HELD_OUT_MOTIONS, HELD_OUT_SUBJECTS, SCENES, Motion, Subject, make_clip, render
+from .motions import HELD_OUT_MOTIONS, Motion
+from .subjects import HELD_OUT_SUBJECTS, Subject
+from .world import SCENES, make_clip, render
 
 SUBJECT = HELD_OUT_SUBJECTS["teddy in a red bow"]
 MOTION = HELD_OUT_MOTIONS["flat eight"]

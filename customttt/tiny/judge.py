@@ -6,7 +6,7 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
-from . import world
+from . import subjects, world
 from .parts import load_clip
 
 
@@ -24,7 +24,7 @@ def picture_caption(kind: str, colour: str | None, scene: str) -> str:
 class Judge:
     """Zero-shot choices: the caption that fits best among those that differ in one attribute."""
 
-    OPTIONS = {"subject": tuple(world.DRAWINGS), "colour": tuple(world.COLOURS),
+    OPTIONS = {"subject": tuple(subjects.DRAWINGS), "colour": tuple(subjects.COLOURS),
                "scene": tuple(world.SCENES)}
 
     def __init__(self, folder: str | Path):

@@ -1,13 +1,11 @@
 """Pretrain the tiny model in the order of the real ones: CLIP, VAE, image UNet, motion modules.
 
-    python -m customttt.tiny.pretrain clip|vae|unet|motion|all --output weights/tiny
+    python -m customttt.tiny.pretrain all --output weights/tiny      (or one stage: clip, ...)
 
 A stage reads what the stages before it wrote to --output (frozen, in fp16, as it is shipped) and
 writes its own part there: an exponential average of the weights. Run again after an interruption,
 it goes on from its last checkpoint in --work. Every step draws from a generator seeded by the stage
-and the step, so a resumed run is the same run.
-
-Axes: n images or clips, f frames, c channels, H W pixels, h w latent rows and columns.
+and the step, so a resumed run is the same run. `objectives.py` says what each stage minimises.
 """
 
 import argparse
@@ -15,279 +13,18 @@ import json
 import math
 import time
 import zlib
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 from tqdm import tqdm
 
-from .. import keys
-from ..clip import CLIP
-from ..config import MotionConfig, TextConfig, UNetConfig, VAEConfig, VisionConfig
-from ..diffusion import STEPS, add_noise, alpha_bar
 from ..errors import run, writing
-from ..losses import noise_loss
-from ..model import WEIGHTS
-from ..save import motion_json, save_part, save_tokenizer, text_json, unet_json, vae_json
-from ..unet import UNet
-from ..vae import VAE
-from . import world
-from .data import cached_latents, describe, draw_clips, draw_frames, fits, make_tokenizer
-from .judge import picture_caption
-from .parts import load_clip, load_image_unet, load_text_encoder, load_vae, save_clip
+from .objectives import RECIPES, STAGES, Recipe, Stage
 
-LATENT_DEVIATION = 0.5      # of the scaled latents; the issue's note: 0.45 worked better than 1
-SAVE_EVERY = 60             # seconds between checkpoints
+SAVE_EVERY = 60     # seconds between checkpoints
 
-
-@dataclass(frozen=True)
-class Recipe:
-    """AdamW, linear warm-up, cosine to a hundredth."""
-
-    steps: int
-    batch: int
-    lr: float
-    weight_decay: float = 0.01
-    warm_up: int = 100
-    average: float = 0.998      # decay of the exponential average of the weights
-
-
-RECIPES = {"clip": Recipe(steps=1600, batch=96, lr=1.5e-3),
-           "vision": Recipe(steps=5000, batch=48, lr=1.5e-3),
-           "vae": Recipe(steps=4000, batch=8, lr=1.5e-3),
-           "decoder": Recipe(steps=3000, batch=8, lr=1.5e-3),
-           "unet": Recipe(steps=4500, batch=32, lr=1e-3, average=0.999),
-           "motion": Recipe(steps=4000, batch=4, lr=1e-3, average=0.999)}
-UNET = UNetConfig(channels=(32, 64, 96, 96), latent_channels=4, text_width=96, heads=4, groups=8,
-                  motion=None)      # 32 groups as in SD 1.5 would be instance norm at width 32
-MOTION = MotionConfig(version=3, max_frames=32, heads=4)
-
-
-@dataclass(frozen=True)
-class Stage:
-    module: nn.Module                       # what requires a gradient in it is trained
-    loss: Callable[[Generator], Tensor]     # of one step, on what the generator draws
-    save: Callable[[Path], None]            # writes the module's part of the model folder
-
-
-# --------------------------------------------------------------------------------- the stages
-
-def clip_stage(folder: Path, work: Path, recipe: Recipe) -> Stage:
-    """Contrastive (Radford et al. 2021); a caption that also fits another image is no negative."""
-    tokenizer = make_tokenizer()
-    text = TextConfig(vocabulary=len(tokenizer.vocabulary), width=96, layers=3, heads=4,
-                      inner_width=384, length=77)
-    vision = VisionConfig(width=96, layers=4, heads=4, inner_width=384, image_size=world.SIZE,
-                          patch=8)
-    clip = CLIP(text, vision, projection=96)
-    nn.init.normal_(clip.text_model.token_embedding.weight, std=0.02)       # as in CLIP
-    nn.init.normal_(clip.text_model.position_embedding.weight, std=0.01)
-    nn.init.normal_(clip.vision_model.position_embedding.weight, std=0.02)
-
-    def loss(generator: Generator) -> Tensor:
-        # In three batches of four all pictures share a scene: else scene and colour tell most pairs
-        # apart, and shapes are learned last (43% right after 400 steps, the others 100%).
-        one_scene = world.uniform(generator, 0, 1) < 0.75
-        scenes = (world.choice(generator, world.SCENES),) if one_scene else tuple(world.SCENES)
-        clips = draw_clips(generator, recipe.batch, scenes)
-        captions, named = zip(*(describe(clip_, generator, motion=0.4) for clip_ in clips))
-        ids = tokenizer(list(captions))
-        ids = ids[:, :(ids == tokenizer.end).int().argmax(1).max() + 1]   # causal: the rest is idle
-        pixels, _ = draw_frames(generator, clips)
-        logits = clip.logit_scale.exp().clamp(max=100) * (
-            clip.embed_images(pixels) @ clip.embed_text(ids, tokenizer.end).T)
-        own = torch.eye(recipe.batch, dtype=torch.bool)
-        fit = fits(named, clips) & ~own
-        of_image = F.cross_entropy(logits.masked_fill(fit, -math.inf), torch.arange(recipe.batch))
-        of_text = F.cross_entropy(logits.masked_fill(fit, -math.inf).T, torch.arange(recipe.batch))
-        return (of_image + of_text) / 2
-
-    def save(folder: Path) -> None:
-        save_tokenizer(tokenizer, folder / "tokenizer")
-        save_clip(clip, tokenizer, folder)
-        save_part(clip.text_model, keys.public_text, text_json(text),
-                  folder / "text_encoder" / "model.safetensors", torch.float16)
-
-    return Stage(clip, loss, save)
-
-
-def vision_stage(folder: Path, work: Path, recipe: Recipe) -> Stage:
-    """The image tower on, the text tower locked (Zhai et al. 2022), against every possible caption.
-
-    A vision transformer learns shapes slowly. Two heads that are thrown away afterwards make every
-    patch a lesson (Jiang et al. 2021): in mid-tower, where the subject's centre lies from here, in
-    radii; at the end, on the subject, which kind it is.
-    """
-    clip, tokenizer = load_clip(folder)
-    kinds, colours, scenes = tuple(world.DRAWINGS), tuple(world.COLOURS), tuple(world.SCENES)
-    tables = []         # (kind colour scene d) and (kind scene d)
-    with torch.no_grad():
-        for some in (colours, [None]):
-            captions = [picture_caption(k, c, s) for k in kinds for c in some for s in scenes]
-            tables.append(clip.embed_text(tokenizer(captions), tokenizer.end))
-    vision, width = clip.vision_model, clip.vision_model.config.width
-    module = nn.ModuleDict({
-        "tower": vision, "projection": clip.visual_projection,
-        "where": nn.Sequential(nn.LayerNorm(width), nn.Linear(width, 2)),
-        "which": nn.Sequential(nn.LayerNorm(width), nn.Linear(width, len(kinds)))})
-    module.requires_grad_(True)
-    seen = {}
-    vision.layers[1].register_forward_hook(lambda m, i, x: seen.update(middle=x))
-    vision.layers[-1].register_forward_hook(lambda m, i, x: seen.update(last=x))
-    middles = torch.arange(vision.config.patch / 2, world.SIZE, vision.config.patch)
-
-    def loss(generator: Generator) -> Tensor:
-        clips = draw_clips(generator, recipe.batch)
-        pixels, at = draw_frames(generator, clips)
-        similar = [30 * clip.embed_images(pixels) @ table.T for table in tables]
-        kind = torch.tensor([kinds.index(c.subject.kind) for c in clips])
-        colour = torch.tensor([colours.index(c.subject.colours[0]) for c in clips])
-        scene = torch.tensor([scenes.index(c.scene) for c in clips])
-        coloured = (kind * len(colours) + colour) * len(scenes) + scene
-        contrastive = F.cross_entropy(similar[0], coloured) \
-            + F.cross_entropy(similar[1], kind * len(scenes) + scene)
-
-        places = torch.stack([c.trajectory()[k] for c, k in zip(clips, at)])
-        x, y, radius, _ = places.T[..., None, None]
-        dx, dy = torch.broadcast_tensors((middles - x) / radius, (middles[:, None] - y) / radius)
-        offsets = torch.stack([dx, dy], -1).flatten(1, 2)                   # (n patches 2)
-        where = F.smooth_l1_loss(module["where"](seen["middle"][:, 1:]), offsets)
-        on_it = offsets.norm(dim=-1) < 1                                    # (n patches)
-        which = module["which"](seen["last"])                               # (n 1+patches kinds)
-        of_patches = F.cross_entropy(which[:, 1:][on_it], kind[:, None].expand_as(on_it)[on_it])
-        return contrastive + where + of_patches + F.cross_entropy(which[:, 0], kind)
-
-    return Stage(module, loss, lambda folder: save_clip(clip, tokenizer, folder))
-
-
-def vae_stage(folder: Path, work: Path, recipe: Recipe) -> Stage:
-    """No adversary and no perceptual net: a rendered world can spare them."""
-    vae = VAE(VAEConfig(channels=(16, 32, 64, 96), resnets=1, latent_channels=4, groups=8,
-                        scale=1.0))
-
-    def loss(generator: Generator) -> Tensor:
-        return reconstruction_loss(vae, generator, recipe.batch)
-
-    @torch.no_grad()
-    def save(folder: Path) -> None:
-        clips = draw_clips(Generator().manual_seed(0), 256)
-        pixels, _ = draw_frames(Generator().manual_seed(0), clips)
-        scale = LATENT_DEVIATION / vae.posterior(pixels)[0].std().item()
-        save_part(vae, keys.diffusers_vae, vae_json(replace(vae.config, scale=round(scale, 5))),
-                  folder / "vae" / WEIGHTS, torch.float16)
-
-    return Stage(vae, loss, save)
-
-
-def decoder_stage(folder: Path, work: Path, recipe: Recipe) -> Stage:
-    """The decoder on, the encoder locked: latents stay what they are, and with them the UNets."""
-    vae = load_vae(folder)
-    vae.decoder.requires_grad_(True)
-
-    def save(folder: Path) -> None:
-        save_part(vae, keys.diffusers_vae, vae_json(vae.config), folder / "vae" / WEIGHTS,
-                  torch.float16)
-
-    return Stage(vae, lambda generator: reconstruction_loss(vae, generator, recipe.batch), save)
-
-
-def reconstruction_loss(vae: VAE, generator: Generator, batch: int) -> Tensor:
-    """L1 + MSE, and a little KL, of fresh frames; the subject is small and is what counts, so its
-    pixels weigh four times as much as the scene's."""
-    clips = draw_clips(generator, batch)
-    pixels, at = draw_frames(generator, clips)
-    mask = torch.stack([world.subject_mask(clip, [k])[0] for clip, k in zip(clips, at)])[:, None]
-    mean, deviation = vae.posterior(pixels)
-    z = mean + deviation * torch.randn(mean.shape, generator=generator)
-    error = vae.decoder(vae.post_quant_conv(z)) - pixels
-    weight = (1 + 3 * mask) / (1 + 3 * mask).mean()
-    kl = (mean.square() + deviation.square() - 1) / 2 - deviation.log()
-    return (weight * (error.abs() + error.square())).mean() + 2e-5 * kl.mean()
-
-
-def unet_stage(folder: Path, work: Path, recipe: Recipe) -> Stage:
-    """Text to image, on single frames of clips, so that a subject may be anywhere in the frame."""
-    clips, latents = cached_latents(work / "frames.pt", load_vae(folder), count=20000, seed=11,
-                                    frames=1)
-    unet, texts = UNet(UNET), Captions(folder)
-    nn.init.zeros_(unet.conv_out.weight)
-
-    def loss(generator: Generator) -> Tensor:
-        i = torch.randint(len(clips), (recipe.batch,), generator=generator)
-        text = texts.draw([clips[k] for k in i], generator, motion=0.5)
-        t = torch.randint(STEPS, (recipe.batch,), generator=generator)
-        return denoising_loss(unet, latents[i].float(), text, t, generator)
-
-    def save(folder: Path) -> None:
-        save_part(unet, keys.diffusers_unet, unet_json(UNET), folder / "unet" / WEIGHTS,
-                  torch.float16)
-
-    return Stage(unet, loss, save)
-
-
-def motion_stage(folder: Path, work: Path, recipe: Recipe) -> Stage:
-    """Motion modules on clips, the image UNet frozen; they start as the identity."""
-    clips, latents = cached_latents(work / "clips.pt", load_vae(folder), count=6000, seed=12,
-                                    frames=world.FRAMES)
-    unet, texts = load_image_unet(folder, MOTION), Captions(folder)
-    for name, p in unet.named_parameters():
-        p.requires_grad_(keys.is_motion(name))
-        if keys.is_motion(name) and ".proj_out." in name:
-            nn.init.zeros_(p)
-
-    def loss(generator: Generator) -> Tensor:
-        i = torch.randint(len(clips), (recipe.batch,), generator=generator)
-        text = texts.draw([clips[k] for k in i], generator, motion=0.95)
-        u = torch.rand(recipe.batch, generator=generator)
-        t = ((1 - u.square()) * STEPS).long()     # half of them above 750: motion is decided there
-        return denoising_loss(unet, latents[i].float(), text, t, generator)
-
-    def save(folder: Path) -> None:
-        save_part(unet, keys.diffusers_unet, motion_json(unet.config),
-                  folder / "motion_adapter" / WEIGHTS, torch.float16, only=keys.is_motion)
-
-    return Stage(unet, loss, save)
-
-
-class Captions:
-    """Captions of clips as the frozen text encoder's embeddings, each computed once."""
-
-    def __init__(self, folder: Path):
-        self.text_encoder, self.tokenizer = load_text_encoder(folder)
-        self.known = {}
-
-    def draw(self, clips: list[world.Clip], generator: Generator, motion: float) -> Tensor:
-        """(n 77 d); one in ten is empty, for classifier-free guidance."""
-        texts = [describe(clip, generator, motion)[0] for clip in clips]
-        texts = [text * (torch.rand((), generator=generator).item() > 0.1) for text in texts]
-        with torch.no_grad():
-            for text in set(texts) - self.known.keys():
-                self.known[text] = self.text_encoder(self.tokenizer([text]))[0]
-        return torch.stack([self.known[text] for text in texts])
-
-
-def denoising_loss(unet: UNet, z: Tensor, text: Tensor, t: Tensor, generator: Generator) -> Tensor:
-    """noise_loss, the noisy steps weighted up: what the caption decides is decided there, where an
-    error of the picture hardly shows in the noise (Choi et al. 2022 weight for the same reason).
-
-    The weight is 1 / sqrt(signal-to-noise ratio), within 1 and 8. z (n 4 f h w), t (n,).
-    """
-    eps = torch.randn(z.shape, generator=generator)
-    eps_hat = unet(add_noise(z, eps, t), t, text, motion=unet.config.motion is not None)
-    a = alpha_bar(t)
-    weight = ((1 - a) / a).sqrt().clamp(1, 8)
-    errors = torch.stack([noise_loss(*pair) for pair in zip(eps_hat, eps)])
-    return (weight * errors).mean()
-
-
-STAGES = {"clip": clip_stage, "vision": vision_stage, "vae": vae_stage, "decoder": decoder_stage,
-          "unet": unet_stage, "motion": motion_stage}
-
-
-# ----------------------------------------------------------------------------------- the loop
 
 def train(name: str, folder: Path, work: Path, recipe: Recipe) -> None:
     with torch.random.fork_rng():

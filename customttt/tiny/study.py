@@ -39,8 +39,9 @@ from ..video import contact_sheet, write_video
 from .judge import as_pixels
 from .parts import load_clip
 from .measure import find_subject, measure_trajectory
-from .world import (COLOURS, FRAMES, HELD_OUT_MOTIONS, HELD_OUT_SUBJECTS, SCENES, Clip, Motion,
-                    Subject, make_clip, render, trajectory_agreement)
+from .motions import HELD_OUT_MOTIONS, Motion, trajectory_agreement
+from .subjects import COLOURS, HELD_OUT_SUBJECTS, Subject
+from .world import FRAMES, SCENES, Clip, make_clip, render
 
 CONDITIONS = {      # name: adapters that are on
     "base": (),
