@@ -77,8 +77,11 @@ def draw_clips(generator: Generator, n: int, scenes=tuple(world.SCENES)) -> list
 def draw_frames(generator: Generator, clips: list[Clip]) -> tuple[Tensor, list[int]]:
     """One frame of each clip, at a random time: pixels (n 3 H W) in [-1, 1], and which."""
     at = torch.randint(world.FRAMES, (len(clips),), generator=generator).tolist()
-    frames = torch.stack([world.render_frame(clip, k) for clip, k in zip(clips, at)])
-    return as_pixels(frames), at
+    return render_frames(clips, at), at
+
+
+def render_frames(clips: list[Clip], at: list[int]) -> Tensor:
+    return as_pixels(torch.stack([world.render_frame(clip, k) for clip, k in zip(clips, at)]))
 
 
 def fits(named: list[tuple], clips: list[Clip]) -> Tensor:
@@ -90,22 +93,23 @@ def fits(named: list[tuple], clips: list[Clip]) -> Tensor:
 
 @torch.no_grad()
 def cached_latents(path: Path, vae: VAE, count: int, seed: int,
-                   frames: int) -> tuple[list[Clip], Tensor]:
-    """`count` clips and their latents (n 4 f h w) in fp16: of all frames, or of one at random.
+                   frames: int) -> tuple[list[Clip], list[int], Tensor]:
+    """`count` clips, a random frame of each, and latents (n 4 f h w) in fp16: of all or that frame.
 
     Encoded once: kept in `path`, to be deleted when the VAE changes.
     """
     generator = Generator().manual_seed(seed)
     clips = draw_clips(generator, count)
+    at = torch.randint(world.FRAMES, (count,), generator=generator).tolist()
     if path.is_file():
-        return clips, torch.load(path, weights_only=True)
+        return clips, at, torch.load(path, weights_only=True)
     latents, chunk = [], 32 // frames
     for start in trange(0, count, chunk, desc=f"encoding {path.stem}", mininterval=5):
         some = clips[start:start + chunk]
-        pixels = draw_frames(generator, some)[0] if frames == 1 else as_pixels(
+        pixels = render_frames(some, at[start:start + chunk]) if frames == 1 else as_pixels(
             torch.cat([world.render(clip) for clip in some]))
         latents.append(rearrange(vae.encode(pixels), "(n f) c h w -> n c f h w", f=frames).half())
     latents = torch.cat(latents).contiguous()
     with writing(path) as temporary:
         torch.save(latents, temporary)
-    return clips, latents
+    return clips, at, latents

@@ -134,7 +134,7 @@ def evaluate_samples(folder: Path, n: int, seed: int, guidance: float, frames: i
     if sheet is not None:
         if frames == 1:
             kept = [torch.cat(kept[k:k + 10]) for k in range(0, len(kept), 10)]
-        write_video(contact_sheet(kept[:20], every=1 if frames == 1 else 2), sheet)
+        write_video(contact_sheet([row[::1 if frames == 1 else 2] for row in kept[:20]]), sheet)
 
 
 def main() -> None:

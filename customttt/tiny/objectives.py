@@ -32,6 +32,8 @@ from .data import cached_latents, describe, draw_clips, draw_frames, fits, make_
 from .judge import picture_caption
 from .parts import load_clip, load_image_unet, load_text_encoder, load_vae, save_clip
 
+FACTOR = 4                  # pixels a latent pixel
+CROP = 8                    # latent pixels, about a subject's diameter
 LATENT_DEVIATION = 0.5      # of the scaled latents; the issue's note: 0.45 worked better than 1
 
 
@@ -45,6 +47,7 @@ class Recipe:
     weight_decay: float = 0.01
     warm_up: int = 100
     average: float = 0.998      # decay of the exponential average of the weights
+    examples: int = 0           # clips whose latents are computed beforehand
 
 
 RECIPES = {"clip": Recipe(steps=800, batch=96, lr=1.5e-3),
@@ -52,8 +55,9 @@ RECIPES = {"clip": Recipe(steps=800, batch=96, lr=1.5e-3),
            "tune": Recipe(steps=400, batch=96, lr=4e-4),
            "vae": Recipe(steps=2000, batch=8, lr=1.5e-3),
            "decoder": Recipe(steps=3000, batch=8, lr=1.5e-3),
-           "unet": Recipe(steps=4500, batch=32, lr=1e-3, average=0.999),
-           "motion": Recipe(steps=6000, batch=2, lr=7e-4, average=0.999)}
+           "crops": Recipe(steps=5000, batch=64, lr=1e-3, examples=20000),
+           "unet": Recipe(steps=1200, batch=32, lr=5e-4, examples=20000),
+           "motion": Recipe(steps=6000, batch=2, lr=7e-4, average=0.999, examples=6000)}
 UNET = UNetConfig(channels=(32, 64, 96, 96), latent_channels=4, text_width=96, heads=2, groups=8,
                   motion=None)      # 32 groups as in SD 1.5 would be instance norm at width 32
 MOTION = MotionConfig(version=3, max_frames=32, heads=2)
@@ -215,27 +219,48 @@ def reconstruction_loss(vae: VAE, generator: Generator, batch: int) -> Tensor:
     return (weight * (error.abs() + error.square())).mean() + 2e-5 * kl.mean()
 
 
+def crops_stage(folder: Path, work: Path, recipe: Recipe) -> Stage:
+    """The image UNet on crops around the subject, a quarter of a frame each and as much cheaper:
+    shapes are what takes longest to learn, and most of a frame is scene."""
+    unet = UNet(UNET)
+    nn.init.zeros_(unet.conv_out.weight)
+    return image_stage(unet, folder, work, recipe, cropped=True)
+
+
 def unet_stage(folder: Path, work: Path, recipe: Recipe) -> Stage:
+    """The same UNet on whole frames."""
+    unet = load_image_unet(folder)
+    unet.requires_grad_(True)
+    return image_stage(unet, folder, work, recipe, cropped=False)
+
+
+def image_stage(unet: UNet, folder: Path, work: Path, recipe: Recipe, cropped: bool) -> Stage:
     """Text to image, on single frames of clips, so that a subject may be anywhere in the frame.
 
     A photo shows what its verb says; here a frame of "moving left" could be one of "moving right",
     so nothing would carry the verb to where motion modules can read it, once this UNet is frozen.
     Heads that are thrown away afterwards ask for it: which motion, from the means of some layers.
     """
-    clips, latents = cached_latents(work / "frames.pt", load_vae(folder), count=20000, seed=11,
-                                    frames=1)
-    unet, texts = UNet(UNET), Captions(folder)
-    nn.init.zeros_(unet.conv_out.weight)
+    clips, at, latents = cached_latents(work / "frames.pt", load_vae(folder), recipe.examples,
+                                        seed=11, frames=1)
+    corners = torch.stack([crop_corner(clip, k) for clip, k in zip(clips, at)])
+    texts = Captions(folder)
     seen, heads = {}, nn.ModuleDict()
     for i in (1, 2, 4, 6, 7):
         unet.layers[i].register_forward_hook(lambda m, inputs, out, i=str(i): seen.update({i: out}))
         heads[str(i)] = nn.Linear(UNET.channels[min(i, 8 - i, 3)], len(motions.MOTIONS))
 
     def loss(generator: Generator) -> Tensor:
-        some = torch.randint(len(clips), (recipe.batch,), generator=generator)
+        n = recipe.batch
+        some = torch.randint(len(clips), (n,), generator=generator)
         captions = texts.draw([clips[k] for k in some], generator, motion=0.7)
-        t = torch.randint(STEPS, (recipe.batch,), generator=generator)
-        noise = denoising_loss(unet, latents[some].float(), texts.embed(captions), t, generator)
+        z = latents[some].float()
+        if cropped:
+            jitter = torch.randint(-1, 2, (n, 2), generator=generator)
+            z = torch.stack([each[..., y:y + CROP, x:x + CROP] for each, (x, y) in
+                             zip(z, (corners[some] + jitter).clamp(0, z.shape[-1] - CROP))])
+        t = torch.randint(STEPS, (n,), generator=generator)
+        noise = denoising_loss(unet, z, texts.embed(captions), t, generator)
         word = torch.tensor([motions.MOTIONS.index(clips[k].motion.word)
                              if clips[k].motion.word in caption else -1
                              for k, caption in zip(some, captions)])
@@ -250,10 +275,15 @@ def unet_stage(folder: Path, work: Path, recipe: Recipe) -> Stage:
     return Stage(nn.ModuleDict({"unet": unet, "heads": heads}), loss, save)
 
 
+def crop_corner(clip: world.Clip, frame: int) -> Tensor:
+    """x and y, in latent pixels, of the window of CROP by CROP with the subject in its middle."""
+    return (clip.trajectory()[frame, :2] / FACTOR - CROP / 2).round().long()
+
+
 def motion_stage(folder: Path, work: Path, recipe: Recipe) -> Stage:
     """Motion modules on clips, the image UNet frozen; they start as the identity."""
-    clips, latents = cached_latents(work / "clips.pt", load_vae(folder), count=6000, seed=12,
-                                    frames=world.FRAMES)
+    clips, _, latents = cached_latents(work / "clips.pt", load_vae(folder), recipe.examples,
+                                       seed=12, frames=world.FRAMES)
     unet, texts = load_image_unet(folder, MOTION), Captions(folder)
     for name, p in unet.named_parameters():
         p.requires_grad_(keys.is_motion(name))
@@ -296,18 +326,19 @@ class Captions:
 
 
 def denoising_loss(unet: UNet, z: Tensor, text: Tensor, t: Tensor, generator: Generator) -> Tensor:
-    """noise_loss, the noisy steps weighted up: what the caption decides is decided there, where an
-    error of the picture hardly shows in the noise (Choi et al. 2022 weight for the same reason).
+    """noise_loss, weighted so that all timesteps count about the same: unweighted, those with
+    little noise, where only texture is left to decide, make up most of it (Choi et al. 2022).
 
-    The weight is 1 / sqrt(signal-to-noise ratio), within 1 and 8. z (n 4 f h w), t (n,).
+    The weight is 1 / sqrt(signal-to-noise ratio), at most 16. z (n 4 f h w), t (n,).
     """
     eps = torch.randn(z.shape, generator=generator)
     eps_hat = unet(add_noise(z, eps, t), t, text, motion=unet.config.motion is not None)
     a = alpha_bar(t)
-    weight = ((1 - a) / a).sqrt().clamp(1, 8)
+    weight = ((1 - a) / a).sqrt().clamp(max=16)
     errors = torch.stack([noise_loss(*pair) for pair in zip(eps_hat, eps)])
     return (weight * errors).mean()
 
 
 STAGES = {"clip": clip_stage, "vision": vision_stage, "tune": tune_stage, "vae": vae_stage,
-          "decoder": decoder_stage, "unet": unet_stage, "motion": motion_stage}
+          "decoder": decoder_stage, "crops": crops_stage, "unet": unet_stage,
+          "motion": motion_stage}

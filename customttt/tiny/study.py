@@ -1,11 +1,11 @@
 """Does each stage do its work? The three stages on held-out subjects and motions, scored.
 
-  python -m customttt.tiny.study --combinations 20 [--output output/study] [--name paper-lr]
-                                 [--ttt --learning-rate 1e-6 ...]
+  python -m customttt.tiny.study --combinations 20 [--output output/study]
+      [--stages spatial] [--spatial="--learning-rate 1e-3"] [--ttt="--steps 60" --name longer]
 
 It runs train.py itself, as a user would, skips what is already there (so it resumes), and prints a
-table: one row a condition, mean and 95% interval over the combinations. What follows --ttt goes to
-the ttt stage; --name keeps its results apart.
+table: one row a condition, mean and 95% interval over the combinations. --spatial, --temporal and
+--ttt take flags for that stage; --name keeps the results of one ttt setting apart from another's.
 
   identity   how much of the subject's colours is right: 1 - half the L1 distance between two
              palettes (share of the subject's pixels nearest to each colour), the clip's and the
@@ -18,6 +18,7 @@ the ttt stage; --name keeps its results apart.
 
 import argparse
 import math
+import shlex
 import statistics
 import subprocess
 import sys
@@ -33,7 +34,7 @@ from ..errors import UserError, run
 from ..lora import active
 from ..lora_files import load_lora
 from ..model import Model, load_model
-from ..recipes import recipe, recipe_name
+from ..recipes import STAGES, recipe, recipe_name
 from ..sampling import sample_video
 from ..video import contact_sheet, write_video
 from .judge import as_pixels
@@ -112,17 +113,24 @@ def train(stage: str, output: Path, *flags) -> Path:
 
 def prepare(args: argparse.Namespace, combination: Combination) -> dict[str, Path]:
     """The adapters of one combination, trained where they are missing."""
-    data, subject = args.output / "data", HELD_OUT_SUBJECTS[combination.subject]
-    model, threads = ("--model", args.model), ("--seed", args.seed)
-    name, motion = combination.subject.replace(" ", "-"), combination.motion.replace(" ", "-")
-    spatial = train("spatial", args.output / "spatial" / name, *model, *threads, "--data",
-                    data / name, "--prompt", f"a {subject.kind}")
-    temporal = train("temporal", args.output / "temporal" / motion, *model, *threads, "--data",
-                     data / f"{motion}.mp4")
-    joined = train("ttt", args.output / args.name / combination.folder, *model, *threads,
-                   "--spatial", spatial, "--temporal", temporal, "--prompt", combination.prompt,
-                   *args.ttt)
-    return {"spatial": spatial, "temporal": temporal, "joined": joined}
+    output, common = args.output, ("--model", args.model, "--seed", args.seed)
+    subject, motion = combination.subject.replace(" ", "-"), combination.motion.replace(" ", "-")
+    adapters = {}
+    if "spatial" in args.stages:
+        kind = HELD_OUT_SUBJECTS[combination.subject].kind
+        adapters["spatial"] = train(
+            "spatial", output / "spatial" / subject, *common, "--data", output / "data" / subject,
+            "--prompt", f"a {kind}", *shlex.split(args.spatial))
+    if "temporal" in args.stages:
+        adapters["temporal"] = train(
+            "temporal", output / "temporal" / motion, *common, "--data",
+            output / "data" / f"{motion}.mp4", *shlex.split(args.temporal))
+    if "ttt" in args.stages:
+        adapters["joined"] = train(
+            "ttt", output / args.name / combination.folder, *common, "--spatial",
+            adapters["spatial"], "--temporal", adapters["temporal"], "--prompt",
+            combination.prompt, *shlex.split(args.ttt))
+    return adapters
 
 
 def sample(args: argparse.Namespace, model: Model, combination: Combination,
@@ -176,10 +184,12 @@ def table(rows: dict[str, list[dict[str, float]]]) -> str:
     for name, scores in rows.items():
         cells = (interval([each[metric] for each in scores]) for metric in METRICS)
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
-    pairs = zip(rows["joined, ttt"], rows["joined, no ttt"])
-    differences = [{m: a[m] - b[m] for m in METRICS} for a, b in pairs]
-    cells = (interval([each[metric] for each in differences]) for metric in METRICS)
-    return "\n".join([*lines, "| ttt minus no ttt, paired | " + " | ".join(cells) + " |"])
+    if "joined, ttt" in rows:
+        pairs = zip(rows["joined, ttt"], rows["joined, no ttt"])
+        differences = [{m: a[m] - b[m] for m in METRICS} for a, b in pairs]
+        cells = (interval([each[metric] for each in differences]) for metric in METRICS)
+        lines.append("| ttt minus no ttt, paired | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
 
 
 def relative_change(before: Path, after: Path) -> float:
@@ -198,28 +208,33 @@ def main() -> None:
     parser.add_argument("--name", default="ttt", help="folder of these ttt runs and sheets")
     parser.add_argument("--combinations", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--ttt", nargs=argparse.REMAINDER, default=[],
-                        help="flags of the ttt stage")
+    parser.add_argument("--stages", nargs="+", choices=STAGES, default=list(STAGES),
+                        help="ttt needs the other two")
+    for stage in STAGES:
+        parser.add_argument(f"--{stage}", default="", metavar="FLAGS", help="of that stage")
     args = parser.parse_args()
 
     write_data(args.output / "data")
-    rows: dict[str, list] = {name: [] for name in CONDITIONS}
+    rows: dict[str, list] = {}
     moved = []
     for combination in tqdm(combinations(args.combinations), desc="combinations"):
         adapters = prepare(args, combination)
-        moved += [relative_change(adapters[kind], adapters["joined"])
-                  for kind in ("spatial", "temporal")]
+        if "joined" in adapters:
+            moved += [relative_change(adapters[kind], adapters["joined"])
+                      for kind in ("spatial", "temporal")]
         model = load_model(args.model)
         for name, file in adapters.items():
             load_lora(model.unet, file, name=name)
         clips = []
         for name, on in CONDITIONS.items():
-            clips.append(sample(args, model, combination, on))
-            rows[name].append(score(args, combination, clips[-1]))
+            if adapters.keys() >= set(on):
+                clips.append(sample(args, model, combination, on))
+                rows.setdefault(name, []).append(score(args, combination, clips[-1]))
         write_video(contact_sheet([clip[::2] for clip in clips]),
                     args.output / args.name / f"{combination.folder}.png")
     print(table(rows))
-    print(f"the student moved by {interval(moved)} of its weights' norm")
+    if moved:
+        print(f"the student moved by {interval(moved)} of its weights' norm")
 
 
 if __name__ == "__main__":

@@ -1,0 +1,67 @@
+"""Every stage of pretraining runs, leaves a model that loads, and resumes as if never stopped."""
+
+import shutil
+from dataclasses import replace
+
+import pytest
+import torch
+
+import customttt
+from customttt.tiny import pretrain
+from customttt.tiny.objectives import RECIPES, STAGES
+
+
+def train(name, folder, work, steps=2):
+    recipe = replace(RECIPES[name], steps=steps, batch=2, examples=4, warm_up=1)
+    pretrain.train(name, folder, work, recipe, rank=0, processes=1)
+    return torch.load(work / f"{name}.pt", weights_only=True)
+
+
+@pytest.fixture(scope="module")
+def pretrained(tmp_path_factory):
+    """Two steps of every stage: the model folder, and the checkpoints by stage."""
+    folder, work = tmp_path_factory.mktemp("model"), tmp_path_factory.mktemp("work")
+    return folder, {name: train(name, folder, work) for name in STAGES}
+
+
+def test_the_folder_loads_and_samples(pretrained):
+    model = customttt.load_model(pretrained[0])
+    assert model.vae.factor == 4 and model.unet.config.motion.max_frames == 32
+    frames = customttt.sample_video(model, "a red ball is circling on the snow", steps=2, frames=3,
+                                    size=64)
+    assert frames.shape == (3, 64, 64, 3)
+    size = sum(file.stat().st_size for file in pretrained[0].rglob("*.safetensors"))
+    assert size < 25e6
+
+
+def test_only_its_own_part_is_trained(pretrained):
+    """A stage's checkpoint holds as many numbers as the part that it trains."""
+    counts = {name: sum(w.numel() for w in state["weights"])
+              for name, state in pretrained[1].items()}
+    model = customttt.load_model(pretrained[0])
+    motion = sum(p.numel() for name, p in model.unet.named_parameters() if "motion" in name)
+    assert counts["motion"] == motion
+    assert counts["decoder"] < counts["vae"] == sum(p.numel() for p in model.vae.parameters())
+    assert counts["vision"] < counts["clip"] == counts["tune"]
+    assert counts["crops"] == counts["unet"]
+
+
+def test_resumed_is_the_same_run(pretrained, tmp_path, monkeypatch):
+    monkeypatch.setattr(pretrain, "SAVE_EVERY", -1)     # after every step
+    once, twice = (shutil.copytree(pretrained[0], tmp_path / name) for name in ("once", "twice"))
+    stage = STAGES["tune"]
+    whole = train("tune", once, tmp_path / "whole")
+
+    def broken(*arguments):
+        """Its second step fails."""
+        made = stage(*arguments)
+        losses = iter([made.loss])
+        return replace(made, loss=lambda generator: next(losses)(generator))
+
+    monkeypatch.setitem(STAGES, "tune", broken)
+    with pytest.raises(StopIteration):
+        train("tune", twice, tmp_path / "parts")
+    monkeypatch.setitem(STAGES, "tune", stage)
+    resumed = train("tune", twice, tmp_path / "parts")
+    for key in ("weights", "averages"):
+        assert all(torch.equal(a, b) for a, b in zip(whole[key], resumed[key], strict=True))
