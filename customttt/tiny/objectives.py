@@ -56,7 +56,7 @@ RECIPES = {"clip": Recipe(steps=800, batch=96, lr=1.5e-3),
            "vae": Recipe(steps=2000, batch=8, lr=1.5e-3),
            "decoder": Recipe(steps=3000, batch=8, lr=1.5e-3),
            "crops": Recipe(steps=5000, batch=64, lr=1e-3, examples=20000),
-           "unet": Recipe(steps=1200, batch=32, lr=5e-4, examples=20000),
+           "unet": Recipe(steps=3000, batch=32, lr=6e-4, examples=20000),
            "motion": Recipe(steps=6000, batch=2, lr=7e-4, average=0.999, examples=6000)}
 UNET = UNetConfig(channels=(32, 64, 96, 96), latent_channels=4, text_width=96, heads=2, groups=8,
                   motion=None)      # 32 groups as in SD 1.5 would be instance norm at width 32
@@ -264,9 +264,9 @@ def image_stage(unet: UNet, folder: Path, work: Path, recipe: Recipe, cropped: b
         word = torch.tensor([motions.MOTIONS.index(clips[k].motion.word)
                              if clips[k].motion.word in caption else -1
                              for k, caption in zip(some, captions)])
-        of_verbs = [F.cross_entropy(head(seen[i][0].mean((2, 3))), word, ignore_index=-1)
-                    for i, head in heads.items()]
-        return noise + 0.02 * torch.stack(of_verbs).mean()
+        of_verbs = [F.cross_entropy(head(seen[i][0].mean((2, 3))), word, ignore_index=-1,
+                                    reduction="sum") / n for i, head in heads.items()]
+        return noise + 0.03 * torch.stack(of_verbs).mean()
 
     def save(folder: Path) -> None:
         save_part(unet, keys.diffusers_unet, unet_json(UNET), folder / "unet" / WEIGHTS,

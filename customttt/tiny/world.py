@@ -1,7 +1,8 @@
 """The tiny world of DESIGN.md section 6: seeded clips whose every attribute is known exactly.
 
 A clip is a subject (kind and colours), a motion (a path) and a scene, and it has a caption.
-`sample_clip` draws pretraining clips; HELD_OUT_SUBJECTS and HELD_OUT_MOTIONS never occur in them.
+`sample_clip` draws pretraining clips; HELD_OUT_SUBJECTS (subjects.py) and HELD_OUT_MOTIONS
+(motions.py) never occur in them.
 
 Axes: f frames, h w rows and columns. x and y are in pixels from the top left corner, y points
 down, the size is the subject's radius in pixels, angles are in radians.

@@ -1,0 +1,67 @@
+"""The embedded miniature: its CLIP sees, its VAE keeps, and its image UNet draws what is asked for.
+
+weights/tiny/README.md has figures of more samples; these bounds are what a broken part misses.
+"""
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Generator
+
+from customttt.model import Model
+from customttt.tiny import world
+from customttt.tiny.data import draw_clips, draw_frames
+from customttt.tiny.evaluate import sample
+from customttt.tiny.judge import Judge
+from customttt.tiny.parts import load_image_unet, load_text_encoder, load_vae
+from customttt.video import as_frames
+
+FOLDER = Path(__file__).resolve().parent.parent / "weights" / "tiny"
+
+
+@pytest.fixture(scope="module")
+def clips():
+    return draw_clips(Generator().manual_seed(5), 60)
+
+
+def right(frames, clips) -> dict[str, float]:
+    """The share of frames in which CLIP chooses what the clip is of."""
+    judge, answers = Judge(FOLDER), {"subject": [], "colour": [], "scene": []}
+    for frame, clip in zip(frames, clips):
+        colour = clip.subject.colours[0] if clip.names_colour else None
+        truth = {"subject": clip.subject.kind, "colour": colour, "scene": clip.scene}
+        for attribute, chosen in judge.choices(frame[None], *truth.values()).items():
+            answers[attribute].append(chosen == truth[attribute])
+    shares = {attribute: sum(some) / len(some) for attribute, some in answers.items()}
+    print(shares)
+    return shares
+
+
+def test_clip_and_vae(clips):
+    pixels, _ = draw_frames(Generator().manual_seed(6), clips)
+    vae = load_vae(FOLDER)
+    with torch.no_grad():
+        latents = vae.encode(pixels)
+        decoded = vae.decode(latents).clamp(-1, 1)
+    assert latents.shape == (60, 4, world.SIZE // 4, world.SIZE // 4)
+    assert 0.4 < latents.std() < 0.6
+    decibels = -10 * ((decoded - pixels).square().mean() / 4).log10()
+    assert decibels > 25
+    for some in (pixels, decoded):
+        shares = right(as_frames(some), clips)
+        assert shares["subject"] >= 0.85 and shares["colour"] >= 0.95 and shares["scene"] >= 0.95
+
+
+def test_the_image_unet_obeys_its_captions(clips):
+    text_encoder, tokenizer = load_text_encoder(FOLDER)
+    model = Model("tiny", tokenizer, text_encoder, load_vae(FOLDER),
+                  load_image_unet(FOLDER).eval(), torch.device("cpu"), torch.float32)
+    some = clips[:20]
+    videos = sample(model, [clip.image_caption for clip in some], guidance=3, frames=1, seed=7)
+    shares = right(videos[:, 0], some)
+    assert shares["subject"] >= 0.7 and shares["colour"] >= 0.85 and shares["scene"] >= 0.9
+
+
+def test_it_is_small():
+    assert sum(file.stat().st_size for file in FOLDER.rglob("*.safetensors")) < 23e6
