@@ -294,7 +294,8 @@ def motion_stage(folder: Path, work: Path, recipe: Recipe) -> Stage:
         i = torch.randint(len(clips), (recipe.batch,), generator=generator)
         text = texts.embed(texts.draw([clips[k] for k in i], generator, motion=0.95))
         u = torch.rand(recipe.batch, generator=generator)
-        t = ((1 - u.square()) * STEPS).long()     # half of them above 750: motion is decided there
+        # Half of them above 750: motion is decided there. 1 - u^2 can round to 1.
+        t = ((1 - u.square()) * STEPS).long().clamp(max=STEPS - 1)
         return denoising_loss(unet, latents[i].float(), text, t, generator)
 
     def save(folder: Path) -> None:
