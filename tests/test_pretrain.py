@@ -8,7 +8,8 @@ import torch
 
 import customttt
 from customttt.tiny import pretrain
-from customttt.tiny.objectives import RECIPES, STAGES
+from customttt.tiny.objectives import RECIPES
+from customttt.tiny.pretrain import STAGES
 
 
 def train(name, folder, work, steps=2):

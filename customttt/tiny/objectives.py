@@ -1,9 +1,9 @@
-"""What each stage of pretraining the tiny model trains, on what, and towards what.
+"""What pretraining the tiny CLIP and VAE trains, on what, and towards what; `denoising.py` goes on.
 
 A stage function takes the model folder that holds the parts trained before, the folder of working
 files, and the recipe; a step's loss takes the generator that everything random is drawn from.
 
-Axes: n images or clips, f frames, c channels, H W pixels, h w latent rows and columns.
+Axes: n images, c channels, H W pixels.
 """
 
 import math
@@ -17,29 +17,23 @@ from torch import Generator, Tensor, nn
 
 from .. import keys
 from ..clip import CLIP
-from ..config import MotionConfig, TextConfig, UNetConfig, VAEConfig, VisionConfig
-from ..diffusion import STEPS, add_noise, alpha_bar
-from ..losses import noise_loss
+from ..config import TextConfig, VAEConfig, VisionConfig
 from ..model import WEIGHTS
-from ..save import (motion_json, position_tables, save_part, save_tokenizer, text_json, unet_json,
-                    vae_json)
+from ..save import save_part, save_tokenizer, text_json, vae_json
 from ..tokenizer import Tokenizer
-from ..unet import UNet
 from ..vae import VAE
-from . import motions, subjects, world
+from . import subjects, world
 from .chance import choice, uniform
-from .data import cached_latents, describe, draw_clips, draw_frames, fits, make_tokenizer
+from .data import describe, draw_clips, draw_frames, fits, make_tokenizer
 from .judge import picture_caption
-from .parts import load_clip, load_image_unet, load_text_encoder, load_vae, save_clip
+from .parts import load_clip, load_vae, save_clip
 
-FACTOR = 4                  # pixels a latent pixel
-CROP = 8                    # latent pixels, about a subject's diameter
 LATENT_DEVIATION = 0.5      # of the scaled latents; the issue's note: 0.45 worked better than 1
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """AdamW, linear warm-up, cosine to a hundredth."""
+    """AdamW, some with Muon (Jordan et al. 2024); linear warm-up, cosine to a hundredth."""
 
     steps: int
     batch: int
@@ -48,6 +42,7 @@ class Recipe:
     warm_up: int = 100
     average: float = 0.998      # decay of the exponential average of the weights
     examples: int = 0           # clips whose latents are computed beforehand
+    muon_lr: float = 0.0        # of Muon, for the matrices; 0: AdamW for them too
 
 
 RECIPES = {"clip": Recipe(steps=800, batch=96, lr=1.5e-3),
@@ -57,10 +52,9 @@ RECIPES = {"clip": Recipe(steps=800, batch=96, lr=1.5e-3),
            "decoder": Recipe(steps=3000, batch=8, lr=1.5e-3),
            "crops": Recipe(steps=5000, batch=64, lr=1e-3, examples=20000),
            "unet": Recipe(steps=3000, batch=32, lr=6e-4, examples=20000),
-           "motion": Recipe(steps=6000, batch=2, lr=7e-4, average=0.999, examples=6000)}
-UNET = UNetConfig(channels=(32, 64, 96, 96), latent_channels=4, text_width=96, heads=2, groups=8,
-                  motion=None)      # 32 groups as in SD 1.5 would be instance norm at width 32
-MOTION = MotionConfig(version=3, max_frames=32, heads=2)
+           "short": Recipe(steps=5000, batch=8, lr=1e-3, muon_lr=5e-3, average=0.995,
+                           examples=6000),
+           "motion": Recipe(steps=1000, batch=8, lr=5e-4, muon_lr=2e-3, examples=6000)}
 
 
 @dataclass(frozen=True)
@@ -217,129 +211,3 @@ def reconstruction_loss(vae: VAE, generator: Generator, batch: int) -> Tensor:
     weight = (1 + 3 * mask) / (1 + 3 * mask).mean()
     kl = (mean.square() + deviation.square() - 1) / 2 - deviation.log()
     return (weight * (error.abs() + error.square())).mean() + 2e-5 * kl.mean()
-
-
-def crops_stage(folder: Path, work: Path, recipe: Recipe) -> Stage:
-    """The image UNet on crops around the subject, a quarter of a frame each and as much cheaper:
-    shapes are what takes longest to learn, and most of a frame is scene."""
-    unet = UNet(UNET)
-    nn.init.zeros_(unet.conv_out.weight)
-    return image_stage(unet, folder, work, recipe, cropped=True)
-
-
-def unet_stage(folder: Path, work: Path, recipe: Recipe) -> Stage:
-    """The same UNet on whole frames."""
-    unet = load_image_unet(folder)
-    unet.requires_grad_(True)
-    return image_stage(unet, folder, work, recipe, cropped=False)
-
-
-def image_stage(unet: UNet, folder: Path, work: Path, recipe: Recipe, cropped: bool) -> Stage:
-    """Text to image, on single frames of clips, so that a subject may be anywhere in the frame.
-
-    A photo shows what its verb says; here a frame of "moving left" could be one of "moving right",
-    so nothing would carry the verb to where motion modules can read it, once this UNet is frozen.
-    Heads that are thrown away afterwards ask for it: which motion, from the means of some layers.
-    """
-    clips, at, latents = cached_latents(work / "frames.pt", load_vae(folder), recipe.examples,
-                                        seed=11, frames=1)
-    corners = torch.stack([crop_corner(clip, k) for clip, k in zip(clips, at)])
-    texts = Captions(folder)
-    seen, heads = {}, nn.ModuleDict()
-    for i in (1, 2, 4, 6, 7):
-        unet.layers[i].register_forward_hook(lambda m, inputs, out, i=str(i): seen.update({i: out}))
-        heads[str(i)] = nn.Linear(UNET.channels[min(i, 8 - i, 3)], len(motions.MOTIONS))
-
-    def loss(generator: Generator) -> Tensor:
-        n = recipe.batch
-        some = torch.randint(len(clips), (n,), generator=generator)
-        captions = texts.draw([clips[k] for k in some], generator, motion=0.7)
-        z = latents[some].float()
-        if cropped:
-            jitter = torch.randint(-1, 2, (n, 2), generator=generator)
-            z = torch.stack([each[..., y:y + CROP, x:x + CROP] for each, (x, y) in
-                             zip(z, (corners[some] + jitter).clamp(0, z.shape[-1] - CROP))])
-        t = torch.randint(STEPS, (n,), generator=generator)
-        noise = denoising_loss(unet, z, texts.embed(captions), t, generator)
-        word = torch.tensor([motions.MOTIONS.index(clips[k].motion.word)
-                             if clips[k].motion.word in caption else -1
-                             for k, caption in zip(some, captions)])
-        of_verbs = [F.cross_entropy(head(seen[i][0].mean((2, 3))), word, ignore_index=-1,
-                                    reduction="sum") / n for i, head in heads.items()]
-        return noise + 0.03 * torch.stack(of_verbs).mean()
-
-    def save(folder: Path) -> None:
-        save_part(unet, keys.diffusers_unet, unet_json(UNET), folder / "unet" / WEIGHTS,
-                  torch.float16)
-
-    return Stage(nn.ModuleDict({"unet": unet, "heads": heads}), loss, save)
-
-
-def crop_corner(clip: world.Clip, frame: int) -> Tensor:
-    """x and y, in latent pixels, of the window of CROP by CROP with the subject in its middle."""
-    return (clip.trajectory()[frame, :2] / FACTOR - CROP / 2).round().long()
-
-
-def motion_stage(folder: Path, work: Path, recipe: Recipe) -> Stage:
-    """Motion modules on clips, the image UNet frozen; they start as the identity."""
-    clips, _, latents = cached_latents(work / "clips.pt", load_vae(folder), recipe.examples,
-                                       seed=12, frames=world.FRAMES)
-    unet, texts = load_image_unet(folder, MOTION), Captions(folder)
-    for name, p in unet.named_parameters():
-        p.requires_grad_(keys.is_motion(name))
-        if keys.is_motion(name) and ".proj_out." in name:
-            nn.init.zeros_(p)
-
-    def loss(generator: Generator) -> Tensor:
-        i = torch.randint(len(clips), (recipe.batch,), generator=generator)
-        text = texts.embed(texts.draw([clips[k] for k in i], generator, motion=0.95))
-        u = torch.rand(recipe.batch, generator=generator)
-        # Half of them above 750: motion is decided there. 1 - u^2 can round to 1.
-        t = ((1 - u.square()) * STEPS).long().clamp(max=STEPS - 1)
-        return denoising_loss(unet, latents[i].float(), text, t, generator)
-
-    def save(folder: Path) -> None:
-        save_part(unet, keys.diffusers_unet, motion_json(unet.config),
-                  folder / "motion_adapter" / WEIGHTS, torch.float16, only=keys.is_motion,
-                  constants=position_tables(unet))
-
-    return Stage(unet, loss, save)
-
-
-class Captions:
-    """Captions of clips as the frozen text encoder's embeddings, each computed once."""
-
-    def __init__(self, folder: Path):
-        self.text_encoder, self.tokenizer = load_text_encoder(folder)
-        self.known = {}
-
-    def draw(self, clips: list[world.Clip], generator: Generator, motion: float) -> list[str]:
-        """One in ten is empty, for classifier-free guidance; `motion`: how often a verb is said."""
-        texts = [describe(clip, generator, motion)[0] for clip in clips]
-        return [text * (torch.rand((), generator=generator).item() > 0.1) for text in texts]
-
-    @torch.no_grad()
-    def embed(self, captions: list[str]) -> Tensor:
-        """(n 77 d)"""
-        for text in set(captions) - self.known.keys():
-            self.known[text] = self.text_encoder(self.tokenizer([text]))[0]
-        return torch.stack([self.known[text] for text in captions])
-
-
-def denoising_loss(unet: UNet, z: Tensor, text: Tensor, t: Tensor, generator: Generator) -> Tensor:
-    """noise_loss, weighted so that all timesteps count about the same: unweighted, those with
-    little noise, where only texture is left to decide, make up most of it (Choi et al. 2022).
-
-    The weight is 1 / sqrt(signal-to-noise ratio), at most 16. z (n 4 f h w), t (n,).
-    """
-    eps = torch.randn(z.shape, generator=generator)
-    eps_hat = unet(add_noise(z, eps, t), t, text, motion=unet.config.motion is not None)
-    a = alpha_bar(t)
-    weight = ((1 - a) / a).sqrt().clamp(max=16)
-    errors = torch.stack([noise_loss(*pair) for pair in zip(eps_hat, eps)])
-    return (weight * errors).mean()
-
-
-STAGES = {"clip": clip_stage, "vision": vision_stage, "tune": tune_stage, "vae": vae_stage,
-          "decoder": decoder_stage, "crops": crops_stage, "unet": unet_stage,
-          "motion": motion_stage}

@@ -75,5 +75,9 @@ def load_image_unet(folder: Path, motion: MotionConfig | None = None) -> UNet:
     return unet
 
 
+def fill_motion(unet: UNet, folder: Path) -> None:
+    filled(unet, folder / "motion_adapter" / WEIGHTS, keys.diffusers_unet, keys.is_motion)
+
+
 def filled(module, file: Path, public, only=lambda name: True) -> None:
     fill(module, read_tensors(file), public, str(file), only=only)

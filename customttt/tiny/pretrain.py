@@ -5,7 +5,8 @@
 A stage reads what the stages before it wrote to --output (frozen, in fp16, as it is shipped) and
 writes its own part there: an exponential average of the weights. Run again after an interruption,
 it goes on from its last checkpoint in --work. Every step draws from a generator seeded by the stage
-and the step, so a resumed run is the same run. `objectives.py` says what each stage minimises.
+and the step, so a resumed run is the same run. `objectives.py` and `denoising.py` say what each
+stage minimises.
 
 On two cores two processes of one thread are faster than one of two; they share each batch:
 
@@ -27,7 +28,14 @@ from torch import Generator, Tensor, nn
 from tqdm import tqdm
 
 from ..errors import run, writing
-from .objectives import RECIPES, STAGES, Recipe, Stage
+from . import denoising, objectives
+from .objectives import RECIPES, Recipe, Stage
+
+STAGES = {"clip": objectives.clip_stage, "vision": objectives.vision_stage,
+          "tune": objectives.tune_stage, "vae": objectives.vae_stage,
+          "decoder": objectives.decoder_stage, "crops": denoising.crops_stage,
+          "unet": denoising.unet_stage, "short": denoising.short_stage,
+          "motion": denoising.motion_stage}
 
 SAVE_EVERY = 60     # seconds between checkpoints
 
@@ -40,25 +48,26 @@ def train(name: str, folder: Path, work: Path, recipe: Recipe, rank: int, proces
     stage.module.train()
     weights = [p for p in stage.module.parameters() if p.requires_grad]
     averages = [p.detach().clone() for p in weights]
-    optimizer = torch.optim.AdamW(weights, recipe.lr, (0.9, 0.99), weight_decay=recipe.weight_decay)
+    optimizers = make_optimizers(weights, recipe)
     checkpoint, log = work / f"{name}.pt", work / f"{name}.log.jsonl"
-    done, seconds = resume(checkpoint, weights, averages, optimizer)
+    done, seconds = resume(checkpoint, weights, averages, optimizers)
 
     started = saved = time.monotonic()
     bar = tqdm(range(done, recipe.steps), desc=name, initial=done, total=recipe.steps,
                mininterval=5, disable=rank > 0)
     running = None
     for step in bar:
-        for group in optimizer.param_groups:
-            group["lr"] = recipe.lr * schedule(step, recipe)
+        for optimizer in optimizers:
+            optimizer.param_groups[0]["lr"] = optimizer.defaults["lr"] * schedule(step, recipe)
         seed = zlib.crc32(f"{name} {step} {rank}".encode())
         loss = stage.loss(Generator().manual_seed(seed))
         loss.backward()
         if processes > 1:
             average_gradients(weights)
         nn.utils.clip_grad_norm_(weights, 1.0)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
+        for optimizer in optimizers:
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
         decay = min(recipe.average, (1 + step) / (10 + step))
         torch._foreach_lerp_(averages, [p.detach() for p in weights], 1 - decay)
 
@@ -73,11 +82,21 @@ def train(name: str, folder: Path, work: Path, recipe: Recipe, rank: int, proces
                                        "seconds": round(seconds + now - started, 1)}) + "\n")
         if now - saved > SAVE_EVERY or step + 1 == recipe.steps:
             state = {"step": step + 1, "seconds": seconds + now - started, "weights": weights,
-                     "averages": averages, "optimizer": optimizer.state_dict()}
+                     "averages": averages, "optimizers": [each.state_dict() for each in optimizers]}
             with writing(checkpoint) as temporary:
                 torch.save(state, temporary)
             save_averages(stage, weights, averages, folder)
             saved = now
+
+
+def make_optimizers(weights: list[Tensor], recipe: Recipe) -> list[torch.optim.Optimizer]:
+    matrices = [p for p in weights if p.ndim == 2 and recipe.muon_lr]
+    others = [p for p in weights if p.ndim != 2 or not recipe.muon_lr]
+    made = [torch.optim.AdamW(others, recipe.lr, (0.9, 0.99), weight_decay=recipe.weight_decay)]
+    if matrices:
+        made.append(torch.optim.Muon(matrices, recipe.muon_lr, recipe.weight_decay,
+                                     adjust_lr_fn="match_rms_adamw"))
+    return made
 
 
 def average_gradients(weights: list[Tensor]) -> None:
@@ -97,8 +116,8 @@ def schedule(step: int, recipe: Recipe) -> float:
 
 @torch.no_grad()
 def resume(checkpoint: Path, weights: list[Tensor], averages: list[Tensor],
-           optimizer: torch.optim.Optimizer) -> tuple[int, float]:
-    """Fill all three from the checkpoint, if there is one; the steps done and their seconds."""
+           optimizers: list[torch.optim.Optimizer]) -> tuple[int, float]:
+    """Fill them all from the checkpoint, if there is one; the steps done and their seconds."""
     if not checkpoint.is_file():
         checkpoint.parent.mkdir(parents=True, exist_ok=True)
         return 0, 0.0
@@ -106,7 +125,8 @@ def resume(checkpoint: Path, weights: list[Tensor], averages: list[Tensor],
     for into, tensors in ((weights, state["weights"]), (averages, state["averages"])):
         for tensor, kept in zip(into, tensors, strict=True):
             tensor.copy_(kept)
-    optimizer.load_state_dict(state["optimizer"])
+    for optimizer, kept in zip(optimizers, state["optimizers"], strict=True):
+        optimizer.load_state_dict(kept)
     return state["step"], state["seconds"]
 
 

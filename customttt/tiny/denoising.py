@@ -1,0 +1,200 @@
+"""What pretraining the tiny model's UNet minimises: image UNet first, then motion modules on it.
+
+`objectives.py` has the stages before these and says what a stage is.
+
+Axes: n images or clips, f frames, c channels, h w latent rows and columns.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+from unittest.mock import patch
+
+import torch
+import torch.nn.functional as F
+from torch import Generator, Tensor, nn
+from torch.func import functional_call
+
+from .. import keys, motion
+from ..config import MotionConfig, UNetConfig
+from ..diffusion import STEPS, add_noise, alpha_bar
+from ..losses import noise_loss
+from ..model import WEIGHTS
+from ..save import motion_json, position_tables, save_part, unet_json
+from ..unet import UNet
+from . import motions, world
+from .data import cached_latents, describe
+from .objectives import Recipe, Stage
+from .parts import fill_motion, load_image_unet, load_text_encoder, load_vae
+
+FACTOR = 4                  # pixels a latent pixel
+CROP = 8                    # latent pixels, about a subject's diameter
+UNET = UNetConfig(channels=(32, 64, 96, 96), latent_channels=4, text_width=96, heads=2, groups=8,
+                  motion=None)      # 32 groups as in SD 1.5 would be instance norm at width 32
+MOTION = MotionConfig(version=3, max_frames=32, heads=2)
+
+
+def crops_stage(folder: Path, work: Path, recipe: Recipe) -> Stage:
+    """The image UNet on crops around the subject, a quarter of a frame each and as much cheaper:
+    shapes are what takes longest to learn, and most of a frame is scene."""
+    unet = UNet(UNET)
+    nn.init.zeros_(unet.conv_out.weight)
+    return image_stage(unet, folder, work, recipe, cropped=True)
+
+
+def unet_stage(folder: Path, work: Path, recipe: Recipe) -> Stage:
+    """The same UNet on whole frames."""
+    unet = load_image_unet(folder)
+    unet.requires_grad_(True)
+    return image_stage(unet, folder, work, recipe, cropped=False)
+
+
+def image_stage(unet: UNet, folder: Path, work: Path, recipe: Recipe, cropped: bool) -> Stage:
+    """Text to image, on single frames of clips, so that a subject may be anywhere in the frame.
+
+    A photo shows what its verb says; here a frame of "moving left" could be one of "moving right",
+    so nothing would carry the verb to where motion modules can read it, once this UNet is frozen.
+    Heads that are thrown away afterwards ask for it: which motion, from the means of some layers.
+    """
+    clips, at, latents = cached_latents(work / "frames.pt", load_vae(folder), recipe.examples,
+                                        seed=11, frames=1)
+    corners = torch.stack([crop_corner(clip, k) for clip, k in zip(clips, at)])
+    texts = Captions(folder)
+    seen, heads = {}, nn.ModuleDict()
+    for i in (1, 2, 4, 6, 7):
+        unet.layers[i].register_forward_hook(lambda m, inputs, out, i=str(i): seen.update({i: out}))
+        heads[str(i)] = nn.Linear(UNET.channels[min(i, 8 - i, 3)], len(motions.MOTIONS))
+
+    def predict(x_t: Tensor, t: Tensor, text: Tensor) -> Tensor:
+        return unet(x_t, t, text, motion=False)
+
+    def loss(generator: Generator) -> Tensor:
+        n = recipe.batch
+        some = torch.randint(len(clips), (n,), generator=generator)
+        captions = texts.draw([clips[k] for k in some], generator, motion=0.7)
+        z = latents[some].float()
+        if cropped:
+            jitter = torch.randint(-1, 2, (n, 2), generator=generator)
+            z = torch.stack([each[..., y:y + CROP, x:x + CROP] for each, (x, y) in
+                             zip(z, (corners[some] + jitter).clamp(0, z.shape[-1] - CROP))])
+        t = torch.randint(STEPS, (n,), generator=generator)
+        noise = denoising_loss(predict, z, texts.embed(captions), t, generator)
+        word = torch.tensor([motions.MOTIONS.index(clips[k].motion.word)
+                             if clips[k].motion.word in caption else -1
+                             for k, caption in zip(some, captions)])
+        of_verbs = [F.cross_entropy(head(seen[i][0].mean((2, 3))), word, ignore_index=-1,
+                                    reduction="sum") / n for i, head in heads.items()]
+        return noise + 0.03 * torch.stack(of_verbs).mean()
+
+    def save(folder: Path) -> None:
+        save_part(unet, keys.diffusers_unet, unet_json(UNET), folder / "unet" / WEIGHTS,
+                  torch.float16)
+
+    return Stage(nn.ModuleDict({"unet": unet, "heads": heads}), loss, save)
+
+
+def crop_corner(clip: world.Clip, frame: int) -> Tensor:
+    """x and y, in latent pixels, of the window of CROP by CROP with the subject in its middle."""
+    return (clip.trajectory()[frame, :2] / FACTOR - CROP / 2).round().long()
+
+
+def short_stage(folder: Path, work: Path, recipe: Recipe) -> Stage:
+    """Motion modules on every second frame, in bfloat16, from layer 2 on: five times as many clips
+    a second as `motion_stage` (the UNet's layers 0 and 1, the dearest, need no way back)."""
+    unet = load_image_unet(folder, MOTION)
+    for name, p in unet.named_parameters():
+        p.requires_grad_(keys.is_motion(name) and int(name.split(".")[1]) >= 2)
+        if keys.is_motion(name) and ".proj_out." in name:
+            nn.init.zeros_(p)                       # a motion module starts as the identity
+    return clips_stage(unet, folder, work, recipe, short=True)
+
+
+def motion_stage(folder: Path, work: Path, recipe: Recipe) -> Stage:
+    """All motion modules, on whole clips."""
+    unet = load_image_unet(folder, MOTION)
+    fill_motion(unet, folder)
+    for name, p in unet.named_parameters():
+        p.requires_grad_(keys.is_motion(name))
+    return clips_stage(unet, folder, work, recipe, short=False)
+
+
+def clips_stage(unet: UNet, folder: Path, work: Path, recipe: Recipe, short: bool) -> Stage:
+    """The image UNet is frozen; what requires a gradient is trained, and kept in fp32."""
+    clips, _, latents = cached_latents(work / "clips.pt", load_vae(folder), recipe.examples,
+                                       seed=12, frames=world.FRAMES)
+    texts = Captions(folder)
+    trained = {name: p for name, p in unet.named_parameters() if p.requires_grad}
+    for p in unet.parameters():
+        if not p.requires_grad:
+            p.data = p.data.bfloat16()
+
+    def predict(x_t: Tensor, t: Tensor, text: Tensor) -> Tensor:
+        weights = {name: p.bfloat16() for name, p in trained.items()}
+        return functional_call(unet, weights, (x_t.bfloat16(), t, text.bfloat16())).float()
+
+    def loss(generator: Generator) -> Tensor:
+        i = torch.randint(len(clips), (recipe.batch,), generator=generator)
+        text = texts.embed(texts.draw([clips[k] for k in i], generator, motion=0.95))
+        u = torch.rand(recipe.batch, generator=generator)
+        # Half of them above 750: motion is decided there. 1 - u^2 can round to 1.
+        t = ((1 - u.square()) * STEPS).long().clamp(max=STEPS - 1)
+        first = int(torch.randint(2, (), generator=generator))
+        frames = slice(first, None, 2) if short else slice(None)
+        with attention_in_fp32(), positions(frames):
+            return denoising_loss(predict, latents[i][:, :, frames].float(), text, t, generator)
+
+    def save(folder: Path) -> None:
+        save_part(unet, keys.diffusers_unet, motion_json(unet.config),
+                  folder / "motion_adapter" / WEIGHTS, torch.float16, only=keys.is_motion,
+                  constants=position_tables(unet))
+
+    return Stage(unet, loss, save)
+
+
+def attention_in_fp32():
+    """On a CPU, the bfloat16 kernel of attention takes five times as long on the way back."""
+    attention = F.scaled_dot_product_attention
+    return patch.object(F, "scaled_dot_product_attention", lambda q, k, v, **options: attention(
+        q.float(), k.float(), v.float(), **options).to(q.dtype))
+
+
+def positions(frames: slice):
+    """Frames that are left out keep their places in time."""
+    encoding = motion.positional_encoding
+    return patch.object(motion, "positional_encoding", lambda f, channels, device=None: encoding(
+        world.FRAMES, channels, device)[frames])
+
+
+class Captions:
+    """Captions of clips as the frozen text encoder's embeddings, each computed once."""
+
+    def __init__(self, folder: Path):
+        self.text_encoder, self.tokenizer = load_text_encoder(folder)
+        self.known = {}
+
+    def draw(self, clips: list[world.Clip], generator: Generator, motion: float) -> list[str]:
+        """One in ten is empty, for classifier-free guidance; `motion`: how often a verb is said."""
+        texts = [describe(clip, generator, motion)[0] for clip in clips]
+        return [text * (torch.rand((), generator=generator).item() > 0.1) for text in texts]
+
+    @torch.no_grad()
+    def embed(self, captions: list[str]) -> Tensor:
+        """(n 77 d)"""
+        for text in set(captions) - self.known.keys():
+            self.known[text] = self.text_encoder(self.tokenizer([text]))[0]
+        return torch.stack([self.known[text] for text in captions])
+
+
+def denoising_loss(predict: Callable, z: Tensor, text: Tensor, t: Tensor,
+                   generator: Generator) -> Tensor:
+    """noise_loss, weighted so that all timesteps count about the same: unweighted, those with
+    little noise, where only texture is left to decide, make up most of it (Choi et al. 2022).
+
+    The weight is 1 / sqrt(signal-to-noise ratio), at most 16. z (n 4 f h w), t (n,); `predict`
+    maps x_t, t, text to eps_hat.
+    """
+    eps = torch.randn(z.shape, generator=generator)
+    eps_hat = predict(add_noise(z, eps, t), t, text)
+    a = alpha_bar(t)
+    weight = ((1 - a) / a).sqrt().clamp(max=16)
+    errors = torch.stack([noise_loss(*pair) for pair in zip(eps_hat, eps)])
+    return (weight * errors).mean()
