@@ -2,9 +2,8 @@
 
   python sample.py --lora output/ttt --prompt "a teddy bear is lifting weights" --output out.mp4
 
-Without further flags it runs on the small model in weights/random with what train.py left in
-output/ttt.
-The ending of --output chooses the format: .mp4, .gif, .webp, or .png for a contact sheet.
+Without further flags it runs on the embedded tiny model (weights/tiny) with what train.py left in
+output/ttt. The ending of --output chooses the format: .mp4, .gif, .webp, or .png (contact sheet).
 """
 
 import argparse

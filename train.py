@@ -4,9 +4,9 @@
   python train.py --stage temporal --data VIDEO... --prompt "a man is lifting weights"
   python train.py --stage ttt      --prompt "a teddy bear is lifting weights"
 
-Without further flags each runs on the small model in weights/random and the examples in
-weights/tiny/examples, seen from the repository's folder, and finds the output of the stage before
-it. Every number of the paper's recipe is a flag.
+Without further flags each runs on the embedded tiny model and its examples (weights/tiny, seen from
+the repository's folder), and finds the output of the stage before it. Every number of the paper's
+recipe is a flag.
 """
 
 import argparse

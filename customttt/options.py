@@ -12,8 +12,7 @@ from .model import Model, load_model
 from .recipes import PAPER, WHY_TINY, recipe, recipe_name
 from .training import DTYPES
 
-# Small and RANDOM, made by `python -m customttt.random_model`, until a trained one is embedded.
-DEFAULT_MODEL = Path("weights/random")
+DEFAULT_MODEL = Path("weights/tiny")    # the embedded miniature
 MAY_BE_ZERO = {"dropout", "weight_decay", "betas", "guidance", "reference_guidance",
                "spatial_layers", "temporal_layers"}
 BELOW = {"dropout": 1, "betas": 1, "sampling_steps": STEPS, "reference_steps": STEPS}
@@ -66,9 +65,6 @@ def open_model(args: argparse.Namespace) -> tuple[Model, str]:
     precision = args.precision or ("fp32" if device.type == "cpu" else "fp16")
     if precision == "fp16" and device.type == "cpu":
         raise UserError("--precision fp16: needs a GPU; on a CPU use fp32 or bf16")
-    if args.model == DEFAULT_MODEL and not DEFAULT_MODEL.exists():
-        raise UserError(f"{DEFAULT_MODEL}: not there yet; make this small random model with: "
-                        f"python -m customttt.random_model {DEFAULT_MODEL}")
     model = load_model(args.model, args.motion_module, device, DTYPES[precision], args.vae)
     if (motion := model.unet.config.motion) is not None:
         print(f"motion module: version {motion.version}, at most {motion.max_frames} frames")

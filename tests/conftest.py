@@ -1,28 +1,26 @@
-"""Fixtures: small random models. `pytest -m "not full_size"` leaves out the slow checks."""
+"""Fixtures: the embedded tiny model. `pytest -m "not full_size"` leaves out the slow checks."""
 
 import os
+from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import pytest
 import torch
 
-from customttt.random_model import random_model
-from customttt.save import save_model
-
-
-@pytest.fixture
-def model():
-    """A small model with random weights, a fresh one for each test."""
-    return random_model()
+from customttt.model import load_model
 
 
 @pytest.fixture(scope="session")
-def model_folder(tmp_path_factory):
-    """The same, written as a model folder in fp32."""
-    folder = tmp_path_factory.mktemp("models") / "random"
-    save_model(random_model(), folder, torch.float32)
-    return folder
+def model_folder() -> Path:
+    """The embedded tiny model: to be read, not to be written to."""
+    return Path(__file__).resolve().parent.parent / "weights" / "tiny"
+
+
+@pytest.fixture
+def model(model_folder):
+    """The same in memory, a fresh one for each test."""
+    return load_model(model_folder)
 
 
 def relative_error(ours: torch.Tensor, theirs: torch.Tensor) -> float:

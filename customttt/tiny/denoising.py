@@ -19,6 +19,7 @@ from ..config import MotionConfig, UNetConfig
 from ..diffusion import STEPS, add_noise, alpha_bar
 from ..losses import noise_loss
 from ..model import WEIGHTS
+from ..motion import MotionModule
 from ..save import motion_json, position_tables, save_part, unet_json
 from ..unet import UNet
 from . import motions, world
@@ -97,35 +98,67 @@ def crop_corner(clip: world.Clip, frame: int) -> Tensor:
     return (clip.trajectory()[frame, :2] / FACTOR - CROP / 2).round().long()
 
 
-def short_stage(folder: Path, work: Path, recipe: Recipe) -> Stage:
-    """Motion modules on every second frame, in bfloat16, from layer 2 on: five times as many clips
-    a second as `motion_stage` (the UNet's layers 0 and 1, the dearest, need no way back)."""
+def few_stage(folder: Path, work: Path, recipe: Recipe) -> Stage:
+    """Motion modules on four frames of a clip, at random: what tells one motion from another is how
+    frames far apart differ, and clips are what there must be many of."""
     unet = load_image_unet(folder, MOTION)
-    for name, p in unet.named_parameters():
-        p.requires_grad_(keys.is_motion(name) and int(name.split(".")[1]) >= 2)
-        if keys.is_motion(name) and ".proj_out." in name:
-            nn.init.zeros_(p)                       # a motion module starts as the identity
-    return clips_stage(unet, folder, work, recipe, short=True)
+    for module in unet.modules():
+        if isinstance(module, MotionModule):
+            start_motion(module)
+    return clips_stage(unet, folder, work, recipe, frames=4)
+
+
+def start_motion(module: MotionModule) -> None:
+    """The identity; and attention that starts at its own frame, where PyTorch's own start is near
+    uniform: the mean over all frames says nothing about which frame it is, and thousands of steps
+    did not leave it."""
+    nn.init.zeros_(module.proj_out.weight)
+    nn.init.zeros_(module.proj_out.bias)
+    block = module.block
+    for attention, norm, scale in ((block.attn1, block.norm1, 4), (block.attn2, block.norm2, 2)):
+        nn.init.constant_(norm.weight, 0.3)         # so that places in time weigh more than content
+        for linear, size in ((attention.to_q, scale), (attention.to_k, scale),
+                             (attention.to_v, 1), (attention.to_out, 1)):
+            with torch.no_grad():
+                nn.init.eye_(linear.weight).mul_(size)
+
+
+def half_stage(folder: Path, work: Path, recipe: Recipe) -> Stage:
+    """The same on eight frames."""
+    unet = load_image_unet(folder, MOTION)
+    fill_motion(unet, folder)
+    return clips_stage(unet, folder, work, recipe, frames=8)
 
 
 def motion_stage(folder: Path, work: Path, recipe: Recipe) -> Stage:
-    """All motion modules, on whole clips."""
+    """The same on whole clips."""
     unet = load_image_unet(folder, MOTION)
     fill_motion(unet, folder)
+    return clips_stage(unet, folder, work, recipe, frames=world.FRAMES)
+
+
+def clips_stage(unet: UNet, folder: Path, work: Path, recipe: Recipe, frames: int) -> Stage:
+    """The image UNet is frozen, and in bfloat16; the motion modules are kept in fp32.
+
+    On fewer frames than a clip's, only those from layer 2 on are trained: layers 0 and 1 are the
+    dearest, and need no way back then. Heads that are thrown away afterwards ask some layers where
+    the subject is and how it moves, frame by frame.
+    """
+    whole = frames == world.FRAMES
     for name, p in unet.named_parameters():
-        p.requires_grad_(keys.is_motion(name))
-    return clips_stage(unet, folder, work, recipe, short=False)
-
-
-def clips_stage(unet: UNet, folder: Path, work: Path, recipe: Recipe, short: bool) -> Stage:
-    """The image UNet is frozen; what requires a gradient is trained, and kept in fp32."""
-    clips, _, latents = cached_latents(work / "clips.pt", load_vae(folder), recipe.examples,
-                                       seed=12, frames=world.FRAMES)
-    texts = Captions(folder)
+        p.requires_grad_(keys.is_motion(name) and (whole or int(name.split(".")[1]) >= 2))
     trained = {name: p for name, p in unet.named_parameters() if p.requires_grad}
     for p in unet.parameters():
         if not p.requires_grad:
             p.data = p.data.bfloat16()
+    clips, _, latents = cached_latents(work / "clips.pt", load_vae(folder), recipe.examples,
+                                       seed=12, frames=world.FRAMES)
+    places = torch.stack([place_and_speed(clip) for clip in clips])
+    texts = Captions(folder)
+    seen, heads = {}, nn.ModuleDict()
+    for i in (5, 6, 7):
+        unet.layers[i].register_forward_hook(lambda m, inputs, out, i=str(i): seen.update({i: out}))
+        heads[str(i)] = nn.Linear(UNET.channels[8 - i] * 16, places.shape[-1])
 
     def predict(x_t: Tensor, t: Tensor, text: Tensor) -> Tensor:
         weights = {name: p.bfloat16() for name, p in trained.items()}
@@ -135,19 +168,34 @@ def clips_stage(unet: UNet, folder: Path, work: Path, recipe: Recipe, short: boo
         i = torch.randint(len(clips), (recipe.batch,), generator=generator)
         text = texts.embed(texts.draw([clips[k] for k in i], generator, motion=0.95))
         u = torch.rand(recipe.batch, generator=generator)
-        # Half of them above 750: motion is decided there. 1 - u^2 can round to 1.
-        t = ((1 - u.square()) * STEPS).long().clamp(max=STEPS - 1)
-        first = int(torch.randint(2, (), generator=generator))
-        frames = slice(first, None, 2) if short else slice(None)
-        with attention_in_fp32(), positions(frames):
-            return denoising_loss(predict, latents[i][:, :, frames].float(), text, t, generator)
+        # Half of them above 875: motion is decided there. 1 - u^3 can round to 1.
+        t = ((1 - u**3) * STEPS).long().clamp(max=STEPS - 1)
+        some = torch.randperm(world.FRAMES, generator=generator)[:frames].sort().values
+        with attention_in_fp32(), positions(some):
+            noise = denoising_loss(predict, latents[i][:, :, some].float(), text, t, generator,
+                                   power=0.5 if whole else 1)
+        asked = places[i][:, some].flatten(0, 1)                            # ((n f) answers)
+        maps = {i: F.adaptive_avg_pool2d(out[0].float(), 4).flatten(1) for i, out in seen.items()}
+        errors = [F.mse_loss(head(F.layer_norm(maps[i], maps[i].shape[1:])), asked)
+                  for i, head in heads.items()]
+        return noise + 0.1 * torch.stack(errors).mean()
 
     def save(folder: Path) -> None:
         save_part(unet, keys.diffusers_unet, motion_json(unet.config),
                   folder / "motion_adapter" / WEIGHTS, torch.float16, only=keys.is_motion,
                   constants=position_tables(unet))
 
-    return Stage(unet, loss, save)
+    return Stage(nn.ModuleDict({"unet": unet, "heads": heads}), loss, save)
+
+
+def place_and_speed(clip: world.Clip) -> Tensor:
+    """(f, 7): x, y, log radius, their change a frame, and how fast it turns, each about 1."""
+    path = clip.trajectory()
+    path = torch.cat([path[:, :2], path[:, 2:3].log(), path[:, 3:]], 1)     # x y log-radius angle
+    speed = torch.gradient(path, dim=0)[0]
+    places = (path[:, :3] - torch.tensor([32, 32, 2.7])) / torch.tensor([9, 9, 0.25])
+    return torch.cat([places, speed[:, :3] / torch.tensor([2, 2, 0.05]),
+                      speed[:, 3:].abs() / 0.4], 1)
 
 
 def attention_in_fp32():
@@ -157,8 +205,8 @@ def attention_in_fp32():
         q.float(), k.float(), v.float(), **options).to(q.dtype))
 
 
-def positions(frames: slice):
-    """Frames that are left out keep their places in time."""
+def positions(frames: Tensor):
+    """The frames' own places in time, where some of the clip's are left out."""
     encoding = motion.positional_encoding
     return patch.object(motion, "positional_encoding", lambda f, channels, device=None: encoding(
         world.FRAMES, channels, device)[frames])
@@ -184,17 +232,17 @@ class Captions:
         return torch.stack([self.known[text] for text in captions])
 
 
-def denoising_loss(predict: Callable, z: Tensor, text: Tensor, t: Tensor,
-                   generator: Generator) -> Tensor:
+def denoising_loss(predict: Callable, z: Tensor, text: Tensor, t: Tensor, generator: Generator,
+                   power: float = 0.5) -> Tensor:
     """noise_loss, weighted so that all timesteps count about the same: unweighted, those with
     little noise, where only texture is left to decide, make up most of it (Choi et al. 2022).
 
-    The weight is 1 / sqrt(signal-to-noise ratio), at most 16. z (n 4 f h w), t (n,); `predict`
-    maps x_t, t, text to eps_hat.
+    The weight is 1 / SNR^power, signal-to-noise ratio; at power 1, the error is that of z. It is
+    limited to 256^power. z (n 4 f h w), t (n,); `predict` maps x_t, t, text to eps_hat.
     """
     eps = torch.randn(z.shape, generator=generator)
     eps_hat = predict(add_noise(z, eps, t), t, text)
     a = alpha_bar(t)
-    weight = ((1 - a) / a).sqrt().clamp(max=16)
+    weight = ((1 - a) / a).clamp(max=256) ** power
     errors = torch.stack([noise_loss(*pair) for pair in zip(eps_hat, eps)])
     return (weight * errors).mean()

@@ -34,7 +34,7 @@ from .objectives import RECIPES, Recipe, Stage
 STAGES = {"clip": objectives.clip_stage, "vision": objectives.vision_stage,
           "tune": objectives.tune_stage, "vae": objectives.vae_stage,
           "decoder": objectives.decoder_stage, "crops": denoising.crops_stage,
-          "unet": denoising.unet_stage, "short": denoising.short_stage,
+          "unet": denoising.unet_stage, "few": denoising.few_stage, "half": denoising.half_stage,
           "motion": denoising.motion_stage}
 
 SAVE_EVERY = 60     # seconds between checkpoints

@@ -1,0 +1,96 @@
+"""How good a clip of the tiny world is, where subject, motion and scene are known: the study's metrics.
+
+  identity     how much of the subject's colours is right: 1 - half the L1 distance between two
+               palettes (shares of the subject's pixels nearest to each colour), the clip's and the
+               rendered truth's
+  CLIP-I       mean cosine of the tiny CLIP's embeddings of the frames and of images of the subject
+  motion       agreement of the measured trajectory with the true one (`trajectory_agreement`)
+  CLIP-T       mean cosine of the embeddings of the frames and of the prompt
+  words        of subject and scene, the share that CLIP's zero-shot choice gets right
+  consistency  mean cosine of the embeddings of consecutive frames
+
+Axes: f frames, H W pixels.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Generator, Tensor
+
+from .judge import Judge
+from .measure import find_subject, measure_trajectory
+from .motions import HELD_OUT_MOTIONS, Motion, trajectory_agreement
+from .subjects import COLOURS, HELD_OUT_SUBJECTS
+from .world import SCENES, Clip, make_clip, render
+
+METRICS = ("identity", "CLIP-I", "motion", "CLIP-T", "words", "consistency")
+STILL = Motion("standing still", "standing still")
+TRUTHS = 4      # rendered images of the subject that a clip is held against
+# The trajectory of "pendulum" stands still, so that agreement with it would say nothing.
+MOVING = tuple(name for name in HELD_OUT_MOTIONS if name != "pendulum")
+
+
+@dataclass(frozen=True)
+class Combination:
+    """A held-out subject, a held-out motion, and the scene of the target prompt."""
+
+    subject: str
+    motion: str
+    scene: str
+
+    @property
+    def prompt(self) -> str:
+        subject, motion = HELD_OUT_SUBJECTS[self.subject], HELD_OUT_MOTIONS[self.motion]
+        return f"a {subject.kind} is {motion.word} {SCENES[self.scene]}"
+
+    @property
+    def name(self) -> str:
+        return f"{self.subject} + {self.motion}".replace(" ", "-")
+
+
+def combinations(start: int, count: int) -> list[Combination]:
+    """Of 120, all different, those from `start` on: subjects, motions and scenes in turn."""
+    subjects, scenes = list(HELD_OUT_SUBJECTS), list(SCENES)
+    return [Combination(subjects[k % len(subjects)],
+                        MOVING[(k + k // len(subjects)) % len(MOVING)],
+                        scenes[(k + 2) % len(scenes)]) for k in range(start, start + count)]
+
+
+def other_subject(name: str) -> str:
+    """Another held-out subject of the same kind: the control of identity."""
+    same = [other for other, subject in HELD_OUT_SUBJECTS.items()
+            if subject.kind == HELD_OUT_SUBJECTS[name].kind]
+    return same[(same.index(name) + 1) % len(same)]
+
+
+def other_motion(name: str) -> str:
+    return MOVING[(MOVING.index(name) + 1) % len(MOVING)]
+
+
+def palette(frames: Tensor) -> Tensor:
+    """(f H W 3) uint8 -> the share of the subject's pixels that is nearest to each colour word."""
+    pixels = frames[find_subject(frames)].float() / 255
+    colours = torch.tensor(list(COLOURS.values()))
+    bright = pixels[pixels.amax(1) > 0.3]       # the outline and the eyes are dark on every subject
+    nearest = torch.cdist(bright, colours).argmin(1)
+    return torch.bincount(nearest, minlength=len(colours)) / max(len(bright), 1)
+
+
+@torch.no_grad()
+def score(judge: Judge, combination: Combination, frames: Tensor, seed: int) -> dict[str, float]:
+    """METRICS of (f H W 3) uint8; the truth is rendered in the combination's scene."""
+    subject, motion = HELD_OUT_SUBJECTS[combination.subject], HELD_OUT_MOTIONS[combination.motion]
+    generator = Generator().manual_seed(seed)
+    truths = [render(make_clip(subject, STILL, combination.scene, generator), [0])
+              for _ in range(TRUTHS)]
+    true_palette = torch.stack([palette(truth) for truth in truths]).mean(0)
+    path = Clip(subject, motion, combination.scene, (32.0, 32.0), 14.0, 0.0, 0, False).trajectory()
+    embedded, images = judge.embed_frames(frames), judge.embed_frames(torch.cat(truths))
+    chosen = judge.choices(frames, subject.kind, None, combination.scene)
+    return {"identity": 1 - (palette(frames) - true_palette).abs().sum().item() / 2,
+            "CLIP-I": (embedded @ images.T).mean().item(),
+            "motion": trajectory_agreement(measure_trajectory(frames), path[:, :3]),
+            "CLIP-T": (embedded @ judge.embed_captions([combination.prompt]).T).mean().item(),
+            "words": ((chosen["subject"] == subject.kind)
+                      + (chosen["scene"] == combination.scene)) / 2,
+            "consistency": (embedded[1:] * embedded[:-1]).sum(1).mean().item()}

@@ -1,0 +1,69 @@
+"""The study's metrics know a right clip from a wrong one, and its table says what was measured."""
+
+import sys
+from dataclasses import replace
+
+import pytest
+import torch
+
+from customttt.tiny import study
+from customttt.tiny.judge import Judge
+from customttt.tiny.motions import HELD_OUT_MOTIONS
+from customttt.tiny.scores import (METRICS, combinations, other_motion, other_subject, score)
+from customttt.tiny.subjects import HELD_OUT_SUBJECTS
+from customttt.tiny.world import make_clip, render
+
+
+def test_combinations_differ_and_no_range_repeats_another():
+    every = combinations(0, 120)
+    assert len({(each.subject, each.motion) for each in every}) == 120
+    assert combinations(40, 20) == every[40:60]
+    assert {each.subject for each in every[40:60]} == set(HELD_OUT_SUBJECTS)
+    assert len({each.motion for each in every[40:60]}) >= 10
+
+
+def test_metrics_tell_right_from_wrong(model_folder):
+    judge, generator, gaps = Judge(model_folder), torch.Generator().manual_seed(3), []
+    for right in combinations(40, 12):
+        clip = make_clip(HELD_OUT_SUBJECTS[right.subject], HELD_OUT_MOTIONS[right.motion],
+                         right.scene, generator)
+        frames = render(clip)
+        wrong = replace(right, subject=other_subject(right.subject),
+                        motion=other_motion(right.motion))
+        own, other = (score(judge, each, frames, seed=1) for each in (right, wrong))
+        assert own["identity"] > 0.9 and own["motion"] > 0.9
+        gaps.append({metric: own[metric] - other[metric] for metric in METRICS})
+    mean = {metric: sum(gap[metric] for gap in gaps) / len(gaps) for metric in METRICS}
+    print(mean)
+    assert mean["identity"] > 0.3 and mean["motion"] > 0.5 and mean["CLIP-I"] > 0.02
+    assert mean["consistency"] == 0
+
+
+def test_the_table_pairs_what_it_subtracts():
+    def scores(value):
+        return dict.fromkeys(METRICS, value)
+
+    results = [{"base": scores(k), "subject only": scores(k + 0.5)} for k in (0, 1)]
+    table = study.table(results)
+    assert "| base | 0.500 ± 0.980 |" in table              # 1.96 sqrt(1/2) / sqrt 2
+    assert "| *subject only* minus *base* | 0.500 ± 0.000 |" in table
+    assert "motion only" not in table
+
+
+def test_it_trains_scores_and_resumes(tmp_path, monkeypatch, model_folder, capsys):
+    quick = "--steps 1 --rank 2 --frames 4"
+    monkeypatch.chdir(model_folder.parent.parent)
+    monkeypatch.setattr(study.os, "cpu_count", lambda: 1)
+    monkeypatch.setattr(sys, "argv", [
+        "study", "--output", str(tmp_path), "--combinations", "1", "--start", "7", "--spatial",
+        quick, "--temporal", quick, "--ttt", "--steps 1 --frames 4 --reference-steps 1"])
+    study.main()
+    first = capsys.readouterr().out
+    assert "joined, ttt" in first and "student's predicted noise: " in first
+    (kept,) = (tmp_path / "ttt").glob("*.json")
+    changed = kept.read_text().replace('"identity": ', '"identity": 7')
+    kept.write_text(changed)
+    study.main()                                            # takes what is there
+    assert capsys.readouterr().out != first
+    with pytest.raises(StopIteration):
+        next((tmp_path / "ttt").glob("**/.writing-*"))
