@@ -41,7 +41,11 @@ def test_only_its_own_part_is_trained(pretrained):
               for name, state in pretrained[1].items()}
     model = customttt.load_model(pretrained[0])
     motion = sum(p.numel() for name, p in model.unet.named_parameters() if "motion" in name)
-    assert counts["motion"] == motion
+    heads = sum((16 * width + 1) * 7 for width in (96, 96, 64))     # asked, and thrown away
+    low = sum(p.numel() for name, p in model.unet.named_parameters()
+              if "motion" in name and name.startswith(("layers.0", "layers.1")))
+    assert counts["motion"] == motion + heads
+    assert counts["few"] == counts["half"] == motion + heads - low
     assert counts["decoder"] < counts["vae"] == sum(p.numel() for p in model.vae.parameters())
     assert counts["vision"] < counts["clip"] == counts["tune"]
     assert counts["crops"] == counts["unet"]

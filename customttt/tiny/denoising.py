@@ -105,7 +105,7 @@ def few_stage(folder: Path, work: Path, recipe: Recipe) -> Stage:
     for module in unet.modules():
         if isinstance(module, MotionModule):
             start_motion(module)
-    return clips_stage(unet, folder, work, recipe, frames=4)
+    return clips_stage(unet, folder, work, recipe, frames=4, noisiest=0.75)
 
 
 def start_motion(module: MotionModule) -> None:
@@ -127,18 +127,22 @@ def half_stage(folder: Path, work: Path, recipe: Recipe) -> Stage:
     """The same on eight frames."""
     unet = load_image_unet(folder, MOTION)
     fill_motion(unet, folder)
-    return clips_stage(unet, folder, work, recipe, frames=8)
+    return clips_stage(unet, folder, work, recipe, frames=8, noisiest=0.25)
 
 
 def motion_stage(folder: Path, work: Path, recipe: Recipe) -> Stage:
     """The same on whole clips."""
     unet = load_image_unet(folder, MOTION)
     fill_motion(unet, folder)
-    return clips_stage(unet, folder, work, recipe, frames=world.FRAMES)
+    return clips_stage(unet, folder, work, recipe, frames=world.FRAMES, noisiest=0.25)
 
 
-def clips_stage(unet: UNet, folder: Path, work: Path, recipe: Recipe, frames: int) -> Stage:
+def clips_stage(unet: UNet, folder: Path, work: Path, recipe: Recipe, frames: int,
+                noisiest: float) -> Stage:
     """The image UNet is frozen, and in bfloat16; the motion modules are kept in fp32.
+
+    `noisiest`: the share of timesteps from the noisiest tenth, where the verb alone tells where the
+    subject will be; the others are from all.
 
     On fewer frames than a clip's, only those from layer 2 on are trained: layers 0 and 1 are the
     dearest, and need no way back then. Heads that are thrown away afterwards ask some layers where
@@ -167,9 +171,9 @@ def clips_stage(unet: UNet, folder: Path, work: Path, recipe: Recipe, frames: in
     def loss(generator: Generator) -> Tensor:
         i = torch.randint(len(clips), (recipe.batch,), generator=generator)
         text = texts.embed(texts.draw([clips[k] for k in i], generator, motion=0.95))
-        u = torch.rand(recipe.batch, generator=generator)
-        # Half of them above 875: motion is decided there. 1 - u^3 can round to 1.
-        t = ((1 - u**3) * STEPS).long().clamp(max=STEPS - 1)
+        low = 0.9 * STEPS * (torch.rand(recipe.batch, generator=generator) < noisiest)
+        t = (low + (STEPS - low) * torch.rand(recipe.batch, generator=generator)).long()
+        t = t.clamp(max=STEPS - 1)      # the sum can round to 1000
         some = torch.randperm(world.FRAMES, generator=generator)[:frames].sort().values
         with attention_in_fp32(), positions(some):
             noise = denoising_loss(predict, latents[i][:, :, some].float(), text, t, generator,
@@ -178,7 +182,7 @@ def clips_stage(unet: UNet, folder: Path, work: Path, recipe: Recipe, frames: in
         maps = {i: F.adaptive_avg_pool2d(out[0].float(), 4).flatten(1) for i, out in seen.items()}
         errors = [F.mse_loss(head(F.layer_norm(maps[i], maps[i].shape[1:])), asked)
                   for i, head in heads.items()]
-        return noise + 0.1 * torch.stack(errors).mean()
+        return noise + 0.3 * torch.stack(errors).mean()
 
     def save(folder: Path) -> None:
         save_part(unet, keys.diffusers_unet, motion_json(unet.config),
