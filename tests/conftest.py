@@ -11,16 +11,23 @@ import torch
 from customttt.model import load_model
 
 
-@pytest.fixture(scope="session")
-def model_folder() -> Path:
-    """The embedded tiny model: to be read, not to be written to."""
-    return Path(__file__).resolve().parent.parent / "weights" / "tiny"
+TINY = Path(__file__).resolve().parent.parent / "weights" / "tiny"
+
+
+def tiny_model():
+    """The embedded tiny model in memory, a fresh one for each call."""
+    return load_model(TINY)
 
 
 @pytest.fixture
-def model(model_folder):
-    """The same in memory, a fresh one for each test."""
-    return load_model(model_folder)
+def model():
+    return tiny_model()
+
+
+@pytest.fixture(scope="session")
+def model_folder() -> Path:
+    """Of the embedded tiny model: to be read, not to be written to."""
+    return TINY
 
 
 def relative_error(ours: torch.Tensor, theirs: torch.Tensor) -> float:

@@ -18,8 +18,8 @@ from customttt import training
 from customttt.errors import run
 from customttt.lora import add_lora
 from customttt.lora_files import save_lora
-from customttt.random_model import random_model
 from customttt.video import write_video
+from conftest import tiny_model
 from test_media import gradient, numbered, write_clip, write_sound
 
 SMALL = ["--size", "64", "--frames", "2", "--sampling-steps", "2"]
@@ -30,7 +30,7 @@ def adapters(tmp_path_factory) -> Path:
     """spatial/ and temporal/ with the files that the stages would leave, untrained."""
     folder = tmp_path_factory.mktemp("adapters")
     for kind, layers in (("spatial", (2, 6)), ("temporal", (2, 5))):
-        unet = random_model().unet
+        unet = tiny_model().unet
         add_lora(unet, kind, layers, rank=4)
         save_lora(unet, folder / kind / "adapter.safetensors", {
             "kind": kind, f"{kind}_layers": layers, "prompt": "a bear is lifting", "rank": 4})
@@ -255,7 +255,7 @@ def test_ttt_without_the_stages_before_it_or_with_them_swapped(call, place):
 
 def test_ttt_with_a_motion_prompt_that_has_no_is(call, place):
     file = place / "stages/temporal/adapter.safetensors"
-    unet = random_model().unet
+    unet = tiny_model().unet
     add_lora(unet, "temporal", (2, 5), rank=4)
     save_lora(unet, file, {"kind": "temporal", "temporal_layers": [2, 5], "prompt": "jumping",
                            "rank": 4})
@@ -279,7 +279,7 @@ def test_ttt_with_a_motion_prompt_that_has_no_is(call, place):
     ("spatial", "--betas 0.9", ["--betas 0.9", "two"]),
     ("spatial", "--betas 0.9 1.5", ["--betas 0.9 1.5", "less than 1"]),
     ("spatial", "--batch-size 0", ["--batch-size 0"]),
-    ("spatial", "--size 100", ["--size 100", "multiple of 64"]),
+    ("spatial", "--size 100", ["--size 100", "multiple of 32"]),
     ("temporal", "--frames 33", ["--frames 33", "at most 32"]),
     ("spatial", "--checkpoint-every 0", ["--checkpoint-every", "at least 1"]),
     ("spatial", "--reference-noise one", ["--reference-noise", "not for --stage spatial"]),

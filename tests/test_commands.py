@@ -154,8 +154,8 @@ def test_no_motion_makes_the_frames_separate_images(run_sample, monkeypatch, fla
     sampled = sample.sample_latents
 
     def of_one_noise(model, *args, **kwargs):
-        noise = torch.randn((1, 4, 1, 8, 8), generator=torch.Generator().manual_seed(0))
-        return sampled(model, *args, latents=noise.expand(1, 4, 3, 8, 8), **kwargs)
+        noise = torch.randn((1, 4, 1, 16, 16), generator=torch.Generator().manual_seed(0))
+        return sampled(model, *args, latents=noise.expand(1, 4, 3, 16, 16), **kwargs)
     monkeypatch.setattr(sample, "sample_latents", of_one_noise)
     a, b, c = run_sample(flag).chunk(3, dim=1)
     assert a.shape == (64, 64, 3)

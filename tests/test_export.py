@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import relative_error
+from conftest import relative_error, tiny_model
 from diffusers import (AnimateDiffPipeline, AutoencoderKL, DDIMScheduler, MotionAdapter,
                        UNet2DConditionModel)
 from diffusers.models.unets.unet_motion_model import AnimateDiffTransformer3D
@@ -26,7 +26,6 @@ from customttt.errors import UserError
 from customttt.export import TARGETS, export
 from customttt.files import read_metadata, read_tensors
 from customttt.lora import adapted
-from customttt.random_model import random_model
 
 KINDS = {"spatial": ("spatial",), "temporal": ("temporal",), "joined": ("spatial", "temporal")}
 LAYERS = {"spatial": (2, 6), "temporal": (2, 5)}
@@ -41,7 +40,7 @@ def adapter(request, tmp_path):
 
 
 def make_adapter(folder, kind, **options):
-    model = random_model()
+    model = tiny_model()
     for each in KINDS[kind]:
         for p in add_lora(model.unet, each, LAYERS[each], rank=4, **options):
             torch.nn.init.normal_(p, std=0.1)
@@ -51,7 +50,7 @@ def make_adapter(folder, kind, **options):
 
 
 def merged(*files):
-    model = random_model()
+    model = tiny_model()
     for file in files:
         load_lora(model.unet, file)
     merge_lora(model.unet)
@@ -60,7 +59,7 @@ def merged(*files):
 
 def deltas(file):
     """What a file adds to each weight of our UNet, by our names."""
-    model = random_model()
+    model = tiny_model()
     load_lora(model.unet, file)
     return {name: next(iter(each.adapters.values())).delta().detach()
             for name, each in adapted(model.unet)}
@@ -72,7 +71,7 @@ def pipeline(folder):
     """AnimateDiffPipeline from a model folder of save_model, every part by from_pretrained."""
     return AnimateDiffPipeline(
         vae=AutoencoderKL.from_pretrained(folder / "vae"),
-        text_encoder=CLIPTextModel.from_pretrained(folder / "text_encoder"),
+        text_encoder=CLIPTextModel.from_pretrained(folder / "text_encoder").float(),
         tokenizer=CLIPTokenizer.from_pretrained(folder / "tokenizer"),
         unet=UNet2DConditionModel.from_pretrained(folder / "unet"),
         motion_adapter=MotionAdapter.from_pretrained(folder / "motion_adapter"),
@@ -99,7 +98,7 @@ def test_diffusers_gives_the_same_output_and_uses_all(kind, target, tmp_path, mo
     [file] = export(adapter, target)
     pipe = pipeline(model_folder)
     make_norms_per_frame(pipe.unet)
-    x, t, text = torch.randn(2, 4, 5, 16, 16), torch.tensor([801, 1]), torch.randn(2, 7, 32)
+    x, t, text = torch.randn(2, 4, 5, 16, 16), torch.tensor([801, 1]), torch.randn(2, 7, 96)
     plain = pipe.unet(x, t, text.repeat_interleave(5, dim=0)).sample
     pipe.load_lora_weights(str(file))
     injected = [each for each in pipe.unet.modules() if isinstance(each, LoraLayer)]
@@ -107,8 +106,11 @@ def test_diffusers_gives_the_same_output_and_uses_all(kind, target, tmp_path, mo
     assert 2 * len(injected) == len(written) == len(read_tensors(adapter))
     assert all(scale == 1 for each in injected for scale in each.scaling.values())
     theirs = pipe.unet(x, t, text.repeat_interleave(5, dim=0)).sample
-    assert relative_error(merged(adapter).unet(x, t, text), theirs) <= 1e-5
-    assert relative_error(plain, theirs) > 0.01
+    ours = merged(adapter).unet(x, t, text)
+    assert relative_error(ours, theirs) <= 1e-5
+    # Most of the output is the input's noise again; of what the LoRA changes, no less is the same.
+    assert relative_error(plain, theirs) > 1e-4
+    assert relative_error(ours - tiny_model().unet(x, t, text), theirs - plain) <= 0.02
 
 
 @pytest.mark.parametrize("per_frame", [True, False])
@@ -212,7 +214,7 @@ READERS = {("comfyui", True): read_as_animatediff_evolved, ("comfyui", False): r
 
 @pytest.mark.parametrize("target", ["comfyui", "animatediff"])
 def test_published_rules_rebuild_the_same_weights(adapter, target):
-    ours, theirs, unet = deltas(adapter), {}, random_model().unet
+    ours, theirs, unet = deltas(adapter), {}, tiny_model().unet
     for file in export(adapter, target):
         motion = "motion" in file.name
         names, reader = original_names(unet, motion), READERS[target, motion]
@@ -236,7 +238,7 @@ def test_the_original_repository_reads_its_files_with_torch_load(tmp_path):
     (kind, target) for kind in KINDS for target in TARGETS
     if target != "kohya" or kind == "spatial"])     # the others are refused: see below
 def test_export_then_import_is_the_identity(kind, target, tmp_path):
-    adapter, model = make_adapter(tmp_path / kind, kind), random_model()
+    adapter, model = make_adapter(tmp_path / kind, kind), tiny_model()
     for file in export(adapter, target):
         read = load_lora(model.unet, file, name="back")
         assert read.tensors == len([key for key in read_tensors(file) if "alpha" not in key])

@@ -1,11 +1,12 @@
 """The study's metrics know a right clip from a wrong one, and its table says what was measured."""
 
+import argparse
 import sys
 from dataclasses import replace
 
-import pytest
 import torch
 
+from customttt.recipes import STAGES
 from customttt.tiny import study
 from customttt.tiny.judge import Judge
 from customttt.tiny.motions import HELD_OUT_MOTIONS
@@ -53,17 +54,19 @@ def test_the_table_pairs_what_it_subtracts():
 def test_it_trains_scores_and_resumes(tmp_path, monkeypatch, model_folder, capsys):
     quick = "--steps 1 --rank 2 --frames 4"
     monkeypatch.chdir(model_folder.parent.parent)
-    monkeypatch.setattr(study.os, "cpu_count", lambda: 1)
-    monkeypatch.setattr(sys, "argv", [
-        "study", "--output", str(tmp_path), "--combinations", "1", "--start", "7", "--spatial",
-        quick, "--temporal", quick, "--ttt", "--steps 1 --frames 4 --reference-steps 1"])
-    study.main()
-    first = capsys.readouterr().out
-    assert "joined, ttt" in first and "student's predicted noise: " in first
-    (kept,) = (tmp_path / "ttt").glob("*.json")
-    changed = kept.read_text().replace('"identity": ', '"identity": 7')
-    kept.write_text(changed)
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.setattr(study, "recipe", lambda *_: {"sampling_steps": 2, "guidance": 3,
+                                                     "size": 64})
+    [combination] = combinations(7, 1)
+    study.write_data(tmp_path / "data")
+    scores = study.examine(argparse.Namespace(
+        model=model_folder, output=tmp_path, name="ttt", seed=1, stages=STAGES, spatial=quick,
+        temporal=quick, ttt="--steps 1 --frames 4 --reference-steps 1"), combination)
+    assert scores.keys() == {*study.CONDITIONS, *study.CONTROLS, "student"}
+    assert 0 < scores["student"]["temporal weights"] < 0.1
+
+    monkeypatch.setattr(sys, "argv", ["study", "--output", str(tmp_path), "--combinations", "1",
+                                      "--start", "7"])
     study.main()                                            # takes what is there
-    assert capsys.readouterr().out != first
-    with pytest.raises(StopIteration):
-        next((tmp_path / "ttt").glob("**/.writing-*"))
+    line = f"| joined, ttt | {scores['joined, ttt']['identity']:.3f} ± nan | "
+    assert line in capsys.readouterr().out

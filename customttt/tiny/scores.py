@@ -1,4 +1,4 @@
-"""How good a clip of the tiny world is, where subject, motion and scene are known: the study's metrics.
+"""How good a clip of the tiny world is, where its subject, motion and scene are known.
 
   identity     how much of the subject's colours is right: 1 - half the L1 distance between two
                palettes (shares of the subject's pixels nearest to each colour), the clip's and the
