@@ -24,6 +24,19 @@ LISTS = Path(__file__).parent / "keys"
 UNET = Path("unet", WEIGHTS)
 
 
+@pytest.fixture(scope="session")
+def model_folder(tmp_path_factory):
+    """A small random model, in place of the tiny one: motion modules of every version fit it."""
+    folder = tmp_path_factory.mktemp("models") / "random"
+    save_model(random_model(), folder, torch.float32)
+    return folder
+
+
+@pytest.fixture
+def model():
+    return random_model()
+
+
 # ------------------------------------------------------------------ helpers
 
 def parameters(model, only=lambda name: True):

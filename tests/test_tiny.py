@@ -9,11 +9,13 @@ import pytest
 import torch
 from torch import Generator
 
-from customttt.model import Model
-from customttt.tiny import world
+from customttt.model import Model, load_model
+from customttt.tiny import motions, world
 from customttt.tiny.data import draw_clips, draw_frames
 from customttt.tiny.evaluate import sample
 from customttt.tiny.judge import Judge
+from customttt.tiny.measure import measure_trajectory
+from customttt.tiny.motions import trajectory_agreement
 from customttt.tiny.parts import load_image_unet, load_text_encoder, load_vae
 from customttt.video import as_frames
 
@@ -65,3 +67,14 @@ def test_the_image_unet_obeys_its_captions(clips):
 
 def test_it_is_small():
     assert sum(file.stat().st_size for file in FOLDER.rglob("*.safetensors")) < 23e6
+
+
+def test_clips_move_as_their_captions_say():
+    """Straight motions: the measured trajectory agrees with the caption's, 0 being unrelated."""
+    model, generator = load_model(FOLDER), Generator().manual_seed(8)
+    some = [world.sample_clip(generator, words=[word]) for word in motions.MOTIONS[:4] * 2]
+    videos = sample(model, [clip.caption for clip in some], guidance=3, frames=16, seed=9)
+    agreements = [trajectory_agreement(measure_trajectory(video), clip.trajectory()[:, :3])
+                  for video, clip in zip(videos, some)]
+    print([round(each, 2) for each in agreements])
+    assert sum(agreements) / len(agreements) > 0.2
