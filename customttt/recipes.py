@@ -57,7 +57,7 @@ TINY: dict[str, dict] = {           # what differs for a model of small widths
 }
 WHY_TINY = {
     "size": "the tiny world is 64 pixels wide",
-    "guidance": "of 2, 3 and 5 the best for the tiny model's images",
+    "guidance": "of 2, 3 and 5, none is better for the tiny model's images",
     "reference_guidance": "as in sampling",
 }
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import tiny_model
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
@@ -19,7 +20,6 @@ from customttt.errors import run
 from customttt.lora import add_lora
 from customttt.lora_files import save_lora
 from customttt.video import write_video
-from conftest import tiny_model
 from test_media import gradient, numbered, write_clip, write_sound
 
 SMALL = ["--size", "64", "--frames", "2", "--sampling-steps", "2"]

@@ -39,11 +39,11 @@ def adapter(request, tmp_path):
     return make_adapter(tmp_path / request.param, request.param)
 
 
-def make_adapter(folder, kind, **options):
+def make_adapter(folder, kind, std=0.1, **options):
     model = tiny_model()
     for each in KINDS[kind]:
         for p in add_lora(model.unet, each, LAYERS[each], rank=4, **options):
-            torch.nn.init.normal_(p, std=0.1)
+            torch.nn.init.normal_(p, std=std)
     file = folder / "adapter.safetensors"
     save_lora(model.unet, file, {"kind": kind, "prompt": PROMPT, "rank": 4}, KINDS[kind])
     return file
@@ -94,7 +94,7 @@ def make_norms_per_frame(unet):
 @pytest.mark.parametrize("kind, target", [*((kind, "diffusers") for kind in KINDS),
                                           ("spatial", "kohya")])
 def test_diffusers_gives_the_same_output_and_uses_all(kind, target, tmp_path, model_folder):
-    adapter = make_adapter(tmp_path / kind, kind)
+    adapter = make_adapter(tmp_path / kind, kind, std=0.3)  # else most of the output is the input
     [file] = export(adapter, target)
     pipe = pipeline(model_folder)
     make_norms_per_frame(pipe.unet)
@@ -106,11 +106,8 @@ def test_diffusers_gives_the_same_output_and_uses_all(kind, target, tmp_path, mo
     assert 2 * len(injected) == len(written) == len(read_tensors(adapter))
     assert all(scale == 1 for each in injected for scale in each.scaling.values())
     theirs = pipe.unet(x, t, text.repeat_interleave(5, dim=0)).sample
-    ours = merged(adapter).unet(x, t, text)
-    assert relative_error(ours, theirs) <= 1e-5
-    # Most of the output is the input's noise again; of what the LoRA changes, no less is the same.
-    assert relative_error(plain, theirs) > 1e-4
-    assert relative_error(ours - tiny_model().unet(x, t, text), theirs - plain) <= 0.02
+    assert relative_error(merged(adapter).unet(x, t, text), theirs) <= 1e-5
+    assert relative_error(plain, theirs) > 0.01
 
 
 @pytest.mark.parametrize("per_frame", [True, False])

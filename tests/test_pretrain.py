@@ -51,11 +51,12 @@ def test_only_its_own_part_is_trained(pretrained):
     assert counts["crops"] == counts["unet"]
 
 
-def test_resumed_is_the_same_run(pretrained, tmp_path, monkeypatch):
+@pytest.mark.parametrize("name", ["tune", "half"])      # AdamW alone; with Muon, and in bfloat16
+def test_resumed_is_the_same_run(name, pretrained, tmp_path, monkeypatch):
     monkeypatch.setattr(pretrain, "SAVE_EVERY", -1)     # after every step
-    once, twice = (shutil.copytree(pretrained[0], tmp_path / name) for name in ("once", "twice"))
-    stage = STAGES["tune"]
-    whole = train("tune", once, tmp_path / "whole")
+    once, twice = (shutil.copytree(pretrained[0], tmp_path / copy) for copy in ("once", "twice"))
+    stage = STAGES[name]
+    whole = train(name, once, tmp_path / "whole")
 
     def broken(*arguments):
         """Its second step fails."""
@@ -63,10 +64,10 @@ def test_resumed_is_the_same_run(pretrained, tmp_path, monkeypatch):
         losses = iter([made.loss])
         return replace(made, loss=lambda generator: next(losses)(generator))
 
-    monkeypatch.setitem(STAGES, "tune", broken)
+    monkeypatch.setitem(STAGES, name, broken)
     with pytest.raises(StopIteration):
-        train("tune", twice, tmp_path / "parts")
-    monkeypatch.setitem(STAGES, "tune", stage)
-    resumed = train("tune", twice, tmp_path / "parts")
+        train(name, twice, tmp_path / "parts")
+    monkeypatch.setitem(STAGES, name, stage)
+    resumed = train(name, twice, tmp_path / "parts")
     for key in ("weights", "averages"):
         assert all(torch.equal(a, b) for a, b in zip(whole[key], resumed[key], strict=True))

@@ -37,7 +37,6 @@ def test_metrics_tell_right_from_wrong(model_folder):
     mean = {metric: sum(gap[metric] for gap in gaps) / len(gaps) for metric in METRICS}
     print(mean)
     assert mean["identity"] > 0.3 and mean["motion"] > 0.5 and mean["CLIP-I"] > 0.02
-    assert mean["consistency"] == 0
 
 
 def test_the_table_pairs_what_it_subtracts():
@@ -58,9 +57,9 @@ def test_it_trains_scores_and_resumes(tmp_path, monkeypatch, model_folder, capsy
     monkeypatch.setattr(study, "recipe", lambda *_: {"sampling_steps": 2, "guidance": 3,
                                                      "size": 64})
     [combination] = combinations(7, 1)
-    study.write_data(tmp_path / "data")
+    study.write_data(tmp_path / "seed-1" / "data")
     scores = study.examine(argparse.Namespace(
-        model=model_folder, output=tmp_path, name="ttt", seed=1, stages=STAGES, spatial=quick,
+        model=model_folder, output=tmp_path / "seed-1", name="ttt", seed=1, stages=STAGES, spatial=quick,
         temporal=quick, ttt="--steps 1 --frames 4 --reference-steps 1"), combination)
     assert scores.keys() == {*study.CONDITIONS, *study.CONTROLS, "student"}
     assert 0 < scores["student"]["temporal weights"] < 0.1

@@ -109,9 +109,8 @@ def few_stage(folder: Path, work: Path, recipe: Recipe) -> Stage:
 
 
 def start_motion(module: MotionModule) -> None:
-    """The identity; and attention that starts at its own frame, where PyTorch's own start is near
-    uniform: the mean over all frames says nothing about which frame it is, and thousands of steps
-    did not leave it."""
+    """The identity; and attention that starts at its own frame. PyTorch's own start is near uniform:
+    then every frame gets the mean over all, which does not say which frame it is."""
     nn.init.zeros_(module.proj_out.weight)
     nn.init.zeros_(module.proj_out.bias)
     block = module.block
@@ -145,7 +144,8 @@ def clips_stage(unet: UNet, folder: Path, work: Path, recipe: Recipe, frames: in
     subject will be; the others are from all.
 
     On fewer frames than a clip's, only those from layer 2 on are trained: layers 0 and 1 are the
-    dearest, and need no way back then. Heads that are thrown away afterwards ask some layers where
+    dearest, and need no way back then; and errors are those of z, so that place and colour, decided
+    where noise is strong, weigh more than texture. Heads that are thrown away afterwards ask some layers where
     the subject is and how it moves, frame by frame.
     """
     whole = frames == world.FRAMES
@@ -203,7 +203,7 @@ def place_and_speed(clip: world.Clip) -> Tensor:
 
 
 def attention_in_fp32():
-    """On a CPU, the bfloat16 kernel of attention takes five times as long on the way back."""
+    """A CPU's bfloat16 kernel of attention is slow on the way back."""
     attention = F.scaled_dot_product_attention
     return patch.object(F, "scaled_dot_product_attention", lambda q, k, v, **options: attention(
         q.float(), k.float(), v.float(), **options).to(q.dtype))

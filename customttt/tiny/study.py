@@ -6,8 +6,8 @@
 It runs train.py itself, as a user would, two runs at a time, skips what is already there (so it
 resumes), and prints a table: one row a condition, mean and 95% interval over the combinations, and
 paired differences. --spatial, --temporal and --ttt take flags for that stage; --name keeps the
-results of one ttt setting apart from another's, --output those of the other two. `scores.py` says
-what the columns are.
+results of one ttt setting apart from another's, --output those of the other two; every seed has a
+folder of its own there. `scores.py` says what the columns are.
 """
 
 import argparse
@@ -144,15 +144,16 @@ def sample(args: argparse.Namespace, model: Model, combination: Combination,
            on: tuple[str, ...]) -> Tensor:
     """One clip; those without test-time training are kept for the other --name's."""
     kept = args.output / "clips" / "+".join(on or ["base"]) / f"{combination.name}.pt"
-    if kept.exists() and "joined" not in on:
+    if kept.exists():
         return torch.load(kept, weights_only=True)
     settings = recipe("sampling", recipe_name(model.unet))
     with active(model.unet, *on):
         frames = sample_video(model, combination.prompt, steps=settings["sampling_steps"],
                               guidance=settings["guidance"], size=settings["size"],
                               seed=args.seed + 1)
-    with writing(kept) as temporary:
-        torch.save(frames, temporary)
+    if "joined" not in on:
+        with writing(kept) as temporary:
+            torch.save(frames, temporary)
     return frames
 
 
@@ -216,8 +217,8 @@ def main() -> None:
     for stage in STAGES:
         parser.add_argument(f"--{stage}", default="", metavar="FLAGS", help="of that stage")
     args = parser.parse_args()
-    if not (args.output / "data").exists():
-        write_data(args.output / "data")
+    args.output /= f"seed-{args.seed}"
+    write_data(args.output / "data")
     chosen = combinations(args.start, args.combinations)
 
     os.environ["OMP_NUM_THREADS"] = "1"     # a process for each core is faster than shared ones
