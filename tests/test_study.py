@@ -59,8 +59,8 @@ def test_it_trains_scores_and_resumes(tmp_path, monkeypatch, model_folder, capsy
     [combination] = combinations(7, 1)
     study.write_data(tmp_path / "seed-1" / "data")
     scores = study.examine(argparse.Namespace(
-        model=model_folder, output=tmp_path / "seed-1", name="ttt", seed=1, stages=STAGES, spatial=quick,
-        temporal=quick, ttt="--steps 1 --frames 4 --reference-steps 1"), combination)
+        model=model_folder, output=tmp_path / "seed-1", name="ttt", seed=1, stages=STAGES,
+        spatial=quick, temporal=quick, ttt="--steps 1 --frames 4 --reference-steps 1"), combination)
     assert scores.keys() == {*study.CONDITIONS, *study.CONTROLS, "student"}
     assert 0 < scores["student"]["temporal weights"] < 0.1
 

@@ -109,8 +109,8 @@ def few_stage(folder: Path, work: Path, recipe: Recipe) -> Stage:
 
 
 def start_motion(module: MotionModule) -> None:
-    """The identity; and attention that starts at its own frame. PyTorch's own start is near uniform:
-    then every frame gets the mean over all, which does not say which frame it is."""
+    """The identity; and attention that starts at its own frame. PyTorch's own start is near
+    uniform: then every frame gets the mean over all, which does not say which frame it is."""
     nn.init.zeros_(module.proj_out.weight)
     nn.init.zeros_(module.proj_out.bias)
     block = module.block
@@ -144,9 +144,9 @@ def clips_stage(unet: UNet, folder: Path, work: Path, recipe: Recipe, frames: in
     subject will be; the others are from all.
 
     On fewer frames than a clip's, only those from layer 2 on are trained: layers 0 and 1 are the
-    dearest, and need no way back then; and errors are those of z, so that place and colour, decided
-    where noise is strong, weigh more than texture. Heads that are thrown away afterwards ask some layers where
-    the subject is and how it moves, frame by frame.
+    dearest, and need no way back then; and errors are those of z, so that place and colour,
+    decided where noise is strong, weigh more than texture. Heads that are thrown away afterwards
+    ask some layers where the subject is and how it moves, frame by frame.
     """
     whole = frames == world.FRAMES
     for name, p in unet.named_parameters():
