@@ -120,7 +120,8 @@ def spatial(args: argparse.Namespace, model: Model, settings: dict) -> tuple:
     text = model.encode_text(prompts)
 
     def losses(generator):
-        return spatial_loss(model.unet, z, text, settings["batch_size"], generator)
+        return spatial_loss(model.unet, z, text, settings["batch_size"],
+                            settings["least_timestep"], generator)
     metadata = {"kind": "spatial", "spatial_layers": layers, "data_sha256": fingerprint(files)}
     return losses, prompts[0] if args.prompt is None else args.prompt, metadata, []
 
@@ -140,7 +141,8 @@ def temporal(args: argparse.Namespace, model: Model, settings: dict) -> tuple:
     text = model.encode_text(prompts)
 
     def losses(generator):
-        return temporal_loss(model.unet, z, text, settings["debiased"], generator)
+        return temporal_loss(model.unet, z, text, settings["debiased"],
+                             settings["least_timestep"], generator)
     metadata = {"kind": "temporal", "temporal_layers": layers, "data_sha256": fingerprint(files)}
     return losses, prompts[0] if args.prompt is None else args.prompt, metadata, []
 

@@ -14,8 +14,9 @@ from .training import DTYPES
 
 DEFAULT_MODEL = Path("weights/tiny")    # the embedded miniature
 MAY_BE_ZERO = {"dropout", "weight_decay", "betas", "guidance", "reference_guidance",
-               "spatial_layers", "temporal_layers"}
-BELOW = {"dropout": 1, "betas": 1, "sampling_steps": STEPS, "reference_steps": STEPS}
+               "spatial_layers", "temporal_layers", "least_timestep"}
+BELOW = {"dropout": 1, "betas": 1} | dict.fromkeys(
+    ("sampling_steps", "reference_steps", "least_timestep"), STEPS)
 CHOICES = {"reference_noise": ["independent", "one"], "reference_timestep": ["uniform", "next"]}
 
 

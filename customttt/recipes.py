@@ -21,6 +21,7 @@ TRAINING = {
     "dropout": 0.1,                 # supplement
     "betas": (0.9, 0.99),           # Lion's; supplement
     "weight_decay": 0.1,            # supplement
+    "least_timestep": 0,            # open: timesteps are drawn uniformly from here to 999
 }
 STAGES = ("spatial", "temporal", "ttt")
 PAPER = {
@@ -49,16 +50,23 @@ PAPER = {
         "reference_timestep": "uniform",    # open: where the references are noised
     },
 }
+_SMALL = {"size": 64, "guidance": 3.0}
 TINY: dict[str, dict] = {           # what differs for a model of small widths
-    "sampling": {"size": 64, "guidance": 3.0},
-    "spatial": {"size": 64, "guidance": 3.0},
-    "temporal": {"size": 64, "guidance": 3.0},
-    "ttt": {"size": 64, "guidance": 3.0, "reference_guidance": 3.0},
+    "sampling": _SMALL,
+    "spatial": _SMALL | {"learning_rate": 5e-5, "spatial_layers": (1, 7)},
+    "temporal": _SMALL | {"learning_rate": 3e-4, "steps": 250, "temporal_layers": (1, 7),
+                          "least_timestep": 500},
+    "ttt": _SMALL | {"learning_rate": 1e-5, "reference_guidance": 3.0, "least_timestep": 500},
 }
-WHY_TINY = {
+WHY_TINY = {                        # docs/method.md has the figures
     "size": "the tiny world is 64 pixels wide",
     "guidance": "of 2, 3 and 5, none is better for the tiny model's images",
     "reference_guidance": "as in sampling",
+    "learning_rate": "small models take larger steps",
+    "steps": "the three stages are to take minutes on a CPU",
+    "spatial_layers": "their latents are 8 x 8 here, as those of the paper's layers are there",
+    "temporal_layers": "their latents are 8 x 8 here, as those of the paper's layer 2 are there",
+    "least_timestep": "motion is decided where noise is strong, and its errors there are small",
 }
 
 

@@ -38,10 +38,10 @@ def stage_losses(model, stage: str, dropout: float = 0.0, **changes):
     text = model.encode_text(["a star"])
     if stage == "spatial":
         parameters, z = adapters(model, "spatial", dropout=dropout), random(2, 4, 1, 8, 8)
-        return parameters, lambda g: spatial_loss(model.unet, z, text.repeat(2, 1, 1), 2, g)
+        return parameters, lambda g: spatial_loss(model.unet, z, text.repeat(2, 1, 1), 2, 0, g)
     if stage == "temporal":
         parameters, z = adapters(model, "temporal", dropout=dropout), random(1, 4, FRAMES, 8, 8)
-        return parameters, lambda g: temporal_loss(model.unet, z, text, True, g)
+        return parameters, lambda g: temporal_loss(model.unet, z, text, True, 0, g)
     parameters = adapters(model, "spatial_reference", "spatial", "temporal_reference", "temporal",
                           dropout=dropout)
     return parameters, joining(model, **changes).losses
@@ -225,7 +225,7 @@ def test_reference_timestep_uniform_draws_from_the_whole_schedule(model, calls):
 
 def test_debiased_adds_the_debiased_term(model):
     text, z = model.encode_text(["a star"]), random(1, 4, FRAMES, 8, 8)
-    plain, both = (next(temporal_loss(model.unet, z, text, debiased, generator())).item()
+    plain, both = (next(temporal_loss(model.unet, z, text, debiased, 0, generator())).item()
                    for debiased in (False, True))
     g = generator()                 # the same draws again: clip, noise, timestep, anchor
     torch.randint(1, (1,), generator=g)

@@ -198,8 +198,8 @@ def table(results: list[dict]) -> str:
                      for m in METRICS)
             lines.append(f"| *{a}* minus *{b}* | " + " | ".join(cells) + " |")
     for name in results[0].get("student", ()):
-        values = interval([scores["student"][name] for scores in results])
-        lines.append(f"\nrelative change of the student's {name}: {values}")
+        percent = interval([100 * scores["student"][name] for scores in results])
+        lines.append(f"\nrelative change of the student's {name}: {percent} %")
     return "\n".join(lines)
 
 
