@@ -58,11 +58,11 @@ TINY: dict[str, dict] = {           # what differs for a model of small widths
                           "least_timestep": 500},
     "ttt": _SMALL | {"learning_rate": 1e-5, "reference_guidance": 3.0, "least_timestep": 500},
 }
-WHY_TINY = {                        # docs/method.md has the figures
+WHY_TINY = {                        # more in docs/method.md
     "size": "the tiny world is 64 pixels wide",
     "guidance": "of 2, 3 and 5, none is better for the tiny model's images",
     "reference_guidance": "as in sampling",
-    "learning_rate": "small models take larger steps",
+    "learning_rate": "a search on the tiny model",
     "steps": "the three stages are to take minutes on a CPU",
     "spatial_layers": "their latents are 8 x 8 here, as those of the paper's layers are there",
     "temporal_layers": "their latents are 8 x 8 here, as those of the paper's layer 2 are there",

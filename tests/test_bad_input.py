@@ -285,6 +285,7 @@ def test_ttt_with_a_motion_prompt_that_has_no_is(call, place):
     ("spatial", "--reference-noise one", ["--reference-noise", "not for --stage spatial"]),
     ("ttt", "--rank 8", ["--rank", "leave it out"]),
     ("ttt", "--reference-timestep next --reference-steps 2", ["--reference-steps 2"]),
+    ("temporal", "--least-timestep 1000", ["--least-timestep 1000", "less than 1000"]),
     ("sample", "--sampling-steps 1000", ["--sampling-steps 1000", "less than 1000"]),
     ("sample", "--fps 0", ["--fps 0"]),
     ("sample", "--guidance -1", ["--guidance -1"]),

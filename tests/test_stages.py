@@ -33,18 +33,19 @@ def adapters(model, *names: str, dropout: float = 0.0) -> list[nn.Parameter]:
     return trainable(model.unet, tuple(name for name in names if "_" not in name))
 
 
-def stage_losses(model, stage: str, dropout: float = 0.0, **changes):
+def stage_losses(model, stage: str, dropout: float = 0.0, least_timestep: int = 0, **changes):
     """(parameters, function of a generator that yields the losses), as train.py has them."""
     text = model.encode_text(["a star"])
     if stage == "spatial":
         parameters, z = adapters(model, "spatial", dropout=dropout), random(2, 4, 1, 8, 8)
-        return parameters, lambda g: spatial_loss(model.unet, z, text.repeat(2, 1, 1), 2, 0, g)
+        return parameters, lambda g: spatial_loss(model.unet, z, text.repeat(2, 1, 1), 2,
+                                                  least_timestep, g)
     if stage == "temporal":
         parameters, z = adapters(model, "temporal", dropout=dropout), random(1, 4, FRAMES, 8, 8)
-        return parameters, lambda g: temporal_loss(model.unet, z, text, True, 0, g)
+        return parameters, lambda g: temporal_loss(model.unet, z, text, True, least_timestep, g)
     parameters = adapters(model, "spatial_reference", "spatial", "temporal_reference", "temporal",
                           dropout=dropout)
-    return parameters, joining(model, **changes).losses
+    return parameters, joining(model, least_timestep=least_timestep, **changes).losses
 
 
 def joining(model, **changes) -> Joining:
@@ -221,6 +222,15 @@ def test_reference_timestep_uniform_draws_from_the_whole_schedule(model, calls):
     assert [t for _, _, t, _ in calls[:2]] == ddim_timesteps(2)
     drawn = {t for on, _, t, _ in calls if "spatial" in on}
     assert len(drawn) == 6 and all(0 <= t < STEPS for t in drawn)
+
+
+@pytest.mark.parametrize("stage", TRAINED)
+def test_least_timestep_bounds_what_is_learned_from(model, calls, stage):
+    *_, losses = stage_losses(model, stage, least_timestep=STEPS - 3)
+    for seed in range(4):
+        list(losses(generator(seed)))
+    drawn = {t for on, _, t, _ in calls if not on or on & set(TRAINED[stage])}
+    assert len(drawn) > 1 and drawn <= {997, 998, 999}
 
 
 def test_debiased_adds_the_debiased_term(model):

@@ -362,7 +362,7 @@ def test_the_subject_is_learned(model, tmp_path, capsys):
 
 
 def test_the_motion_is_learned(model, tmp_path, capsys):
-    """Two in five of the default steps: where noise is strong, the example clip is seen through it."""
+    """Two in five of the default steps: the example clip is seen better through strong noise."""
     pixels = read_video(TINY / "examples" / "motion.mp4", 16, 8, 64)
     with torch.no_grad():
         z = rearrange(model.vae.encode(rearrange(pixels, "c f h w -> f c h w")),
