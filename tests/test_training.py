@@ -224,7 +224,7 @@ def test_log_metadata_and_files(run_stage, tmp_path):
     run_stage("ttt", tmp_path, "--steps", "2", "--checkpoint-every", "1", "--sheet-every", "1")
     for step, line in enumerate(log(tmp_path), start=1):
         assert line.keys() == {"step", "loss", "learning_rate", "seconds", "memory_gb", "skipped"}
-        assert line["step"] == step and line["learning_rate"] == 1e-6 and line["skipped"] == 0
+        assert line["step"] == step and line["learning_rate"] == 1e-5 and line["skipped"] == 0
         assert line["loss"] > 0 and line["seconds"] > 0 and 0.1 < line["memory_gb"] < 10
     assert {path.name for path in tmp_path.iterdir()} == {
         "adapter.safetensors", "adapter-000001.safetensors", "adapter-000002.safetensors",
