@@ -120,8 +120,7 @@ def spatial(args: argparse.Namespace, model: Model, settings: dict) -> tuple:
     text = model.encode_text(prompts)
 
     def losses(generator):
-        return spatial_loss(model.unet, z, text, settings["batch_size"],
-                            settings["least_timestep"], generator)
+        return spatial_loss(model.unet, z, text, settings["batch_size"], generator)
     metadata = {"kind": "spatial", "spatial_layers": layers, "data_sha256": fingerprint(files)}
     return losses, prompts[0] if args.prompt is None else args.prompt, metadata, []
 

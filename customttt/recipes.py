@@ -21,7 +21,6 @@ TRAINING = {
     "dropout": 0.1,                 # supplement
     "betas": (0.9, 0.99),           # Lion's; supplement
     "weight_decay": 0.1,            # supplement
-    "least_timestep": 0,            # open: timesteps are drawn uniformly from here to 999
 }
 STAGES = ("spatial", "temporal", "ttt")
 PAPER = {
@@ -39,6 +38,7 @@ PAPER = {
         "steps": 500,               # supplement
         "learning_rate": 5e-5,      # supplement
         "temporal_layers": (2, 5),  # W_t of layers 2 and 5; supplement, section 3
+        "least_timestep": 0,        # open: timesteps are drawn uniformly from here to 999
         "debiased": True,           # open: add MotionDirector's appearance-debiased term
     },
     "ttt": COMMON | SAMPLING | TRAINING | {
@@ -48,6 +48,7 @@ PAPER = {
         "reference_guidance": 9.0,  # open: as in sampling
         "reference_noise": "independent",   # open: the noises of the appearance reference's frames
         "reference_timestep": "uniform",    # open: where the references are noised
+        "least_timestep": 0,        # open: with "uniform", from here to 999
     },
 }
 _SMALL = {"size": 64, "guidance": 3.0}

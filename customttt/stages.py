@@ -21,21 +21,21 @@ def noise_like(z: Tensor, generator: Generator) -> Tensor:
     return torch.randn(z.shape, generator=generator).to(z.device)
 
 
-def random_integers(high: int, count: int, generator: Generator, low: int = 0) -> Tensor:
-    return torch.randint(low, high, (count,), generator=generator)
+def random_integers(high: int, count: int, generator: Generator) -> Tensor:
+    return torch.randint(high, (count,), generator=generator)
 
 
-def random_timesteps(z: Tensor, least: int, generator: Generator) -> Tensor:
+def random_timesteps(z: Tensor, generator: Generator, least: int = 0) -> Tensor:
     """(b,), one for each of z (b ...), uniform from `least` to 999."""
-    return random_integers(STEPS, len(z), generator, least).to(z.device)
+    return torch.randint(least, STEPS, (len(z),), generator=generator).to(z.device)
 
 
-def spatial_loss(unet: UNet, z: Tensor, text: Tensor, batch_size: int, least_timestep: int,
+def spatial_loss(unet: UNet, z: Tensor, text: Tensor, batch_size: int,
                  generator: Generator) -> Iterator[Tensor]:
     """Stage (a): noise MSE on single images, motion modules out. z (n 4 1 h w), text (n 77 d)."""
     chosen = random_integers(len(z), batch_size, generator)
     z, text = z[chosen], text[chosen]
-    eps, t = noise_like(z, generator), random_timesteps(z, least_timestep, generator)
+    eps, t = noise_like(z, generator), random_timesteps(z, generator)
     yield noise_loss(unet(add_noise(z, eps, t), t, text, motion=False), eps)
 
 
@@ -44,7 +44,7 @@ def temporal_loss(unet: UNet, z: Tensor, text: Tensor, debiased: bool, least_tim
     """Stage (b): noise MSE on a clip, plus the appearance-debiased term. z (n 4 f h w)."""
     chosen = random_integers(len(z), 1, generator)
     z, text = z[chosen], text[chosen]
-    eps, t = noise_like(z, generator), random_timesteps(z, least_timestep, generator)
+    eps, t = noise_like(z, generator), random_timesteps(z, generator, least_timestep)
     k = random_integers(z.shape[2], 1, generator).item()        # the anchor frame
     eps_hat = unet(add_noise(z, eps, t), t, text)
     loss = noise_loss(eps_hat, eps)
@@ -110,7 +110,7 @@ class TestTimeTraining:
         """MSE between the noise added to z_f and the student's prediction of it."""
         eps = noise_like(z_f, generator)
         if t_f < 0:
-            t = random_timesteps(z_f, self.settings["least_timestep"], generator)
+            t = random_timesteps(z_f, generator, self.settings["least_timestep"])
         else:
             t = torch.tensor([self._previous_timestep(t_f)], device=z_f.device)
         return noise_loss(self.unet(add_noise(z_f, eps, t, t_f), t, self.target), eps)

@@ -16,6 +16,7 @@ The paper counts the layers i = 0..8 (supplement, section 3); `UNet.layers[i]` i
 Axes: b batch, f frames, c channels, h w rows and columns, n tokens, d width.
 """
 
+import math
 from collections.abc import Callable, Sequence
 
 import torch
@@ -181,6 +182,7 @@ class TimeEmbedding(nn.Module):
     def forward(self, timesteps: Tensor) -> Tensor:
         half = self.sinusoids // 2
         k = torch.arange(half, dtype=torch.float32, device=timesteps.device)
-        angles = timesteps.float()[:, None] * 10000 ** (-k / half)
+        frequencies = torch.exp(-math.log(10000) * k / half)    # to the last bit as others do it
+        angles = timesteps.float()[:, None] * frequencies
         x = torch.cat([angles.cos(), angles.sin()], dim=-1).to(self.linear_1.weight.dtype)
         return self.linear_2(F.silu(self.linear_1(x)))

@@ -7,10 +7,11 @@ look at the sheets, and put the numbers that this test prints.
 import json
 
 import pytest
+from conftest import TINY
 from safetensors.torch import load_file
 
-from conftest import TINY
-from test_commands import finished, pages, program
+from test_commands import finished, program
+from test_media import pages
 
 STEPS = {"spatial": 5, "temporal": 3, "ttt": 2}     # of 500, 250 and 30
 GOLDEN = {

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from conftest import relative_error
 from diffusers import (AutoencoderKL, DDIMScheduler, MotionAdapter, UNet2DConditionModel,
                        UNetMotionModel)
-from diffusers.models.embeddings import SinusoidalPositionalEmbedding
+from diffusers.models.embeddings import SinusoidalPositionalEmbedding, get_timestep_embedding
 from diffusers.models.resnet import ResnetBlock2D
 from diffusers.models.unets.unet_motion_model import AnimateDiffTransformer3D
 from einops import rearrange
@@ -30,6 +30,7 @@ from customttt.diffusion import add_noise, alpha_bar, ddim_timesteps
 from customttt.lora import Adapted, active, adapted, attach
 from customttt.random_model import random_model
 from customttt.sampling import ddim, guided_noise
+from customttt.unet import TimeEmbedding
 
 TOLERANCE = 1e-5
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")
@@ -221,6 +222,15 @@ def test_diffusers_own_motion_norm_agrees_on_one_frame():
 
 
 # ------------------------------------------------------------------ one text a layer
+
+@pytest.mark.parametrize("sinusoids", [32, 320])
+def test_the_timesteps_sinusoids_are_the_same_to_the_last_bit(sinusoids):
+    embedding, t, seen = TimeEmbedding(sinusoids, 8), torch.arange(1000), []
+    embedding.linear_1.register_forward_pre_hook(lambda module, x: seen.append(x[0]))
+    embedding(t)
+    assert torch.equal(seen[0], get_timestep_embedding(t, sinusoids, flip_sin_to_cos=True,
+                                                       downscale_freq_shift=0))
+
 
 def test_nine_texts_are_nine_hooks():
     ours, (latents, timesteps, text) = perturbed(random_model(2).unet), clip_inputs(frames=5)

@@ -54,7 +54,7 @@ RECIPES = {"clip": Recipe(steps=800, batch=96, lr=1.5e-3),
            "unet": Recipe(steps=3000, batch=32, lr=6e-4, examples=20000),
            "few": Recipe(steps=3700, batch=16, lr=1e-3, muon_lr=4e-3, examples=6000),
            "half": Recipe(steps=2400, batch=8, lr=1e-3, muon_lr=3e-3, examples=6000),
-           "motion": Recipe(steps=1300, batch=4, lr=5e-4, muon_lr=1.5e-3, examples=6000)}
+           "motion": Recipe(steps=3600, batch=4, lr=8e-4, muon_lr=2.4e-3, examples=6000)}
 
 
 @dataclass(frozen=True)

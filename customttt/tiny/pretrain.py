@@ -4,9 +4,9 @@
 
 A stage reads what the stages before it wrote to --output (frozen, in fp16, as it is shipped) and
 writes its own part there: an exponential average of the weights. Run again after an interruption,
-it goes on from its last checkpoint in --work. Every step draws from a generator seeded by the stage
-and the step, so a resumed run is the same run. `objectives.py` and `denoising.py` say what each
-stage minimises.
+it goes on from its last checkpoint in --work. Every step draws from a generator seeded by --seed,
+the stage and the step, so a resumed run is the same run. `objectives.py` and `denoising.py` say
+what each stage minimises.
 
 On two cores two processes of one thread are faster than one of two; they share each batch:
 
@@ -40,7 +40,8 @@ STAGES = {"clip": objectives.clip_stage, "vision": objectives.vision_stage,
 SAVE_EVERY = 60     # seconds between checkpoints
 
 
-def train(name: str, folder: Path, work: Path, recipe: Recipe, rank: int, processes: int) -> None:
+def train(name: str, folder: Path, work: Path, recipe: Recipe, seed: int, rank: int,
+          processes: int) -> None:
     recipe = replace(recipe, batch=recipe.batch // processes)
     with torch.random.fork_rng():
         torch.manual_seed(0)
@@ -59,8 +60,8 @@ def train(name: str, folder: Path, work: Path, recipe: Recipe, rank: int, proces
     for step in bar:
         for optimizer in optimizers:
             optimizer.param_groups[0]["lr"] = optimizer.defaults["lr"] * schedule(step, recipe)
-        seed = zlib.crc32(f"{name} {step} {rank}".encode())
-        loss = stage.loss(Generator().manual_seed(seed))
+        draw = zlib.crc32(f"{name} {seed} {step} {rank}".encode())
+        loss = stage.loss(Generator().manual_seed(draw))
         loss.backward()
         if processes > 1:
             average_gradients(weights)
@@ -149,6 +150,8 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path("output/tiny"),
                         help="checkpoints and logs")
     parser.add_argument("--steps", type=int, help="in place of the recipe's")
+    parser.add_argument("--seed", type=int, default=0,
+                        help="another one where a stage is trained once more, on other draws")
     arguments = parser.parse_args()
     if "RANK" in os.environ:                        # started by torchrun
         dist.init_process_group("gloo")
@@ -158,7 +161,7 @@ def main() -> None:
         recipe = RECIPES[name]
         if arguments.steps is not None:
             recipe = replace(recipe, steps=arguments.steps)
-        train(name, arguments.output, arguments.work, recipe, rank, processes)
+        train(name, arguments.output, arguments.work, recipe, arguments.seed, rank, processes)
         if processes > 1:
             dist.barrier()                          # the next stage reads what rank 0 has written
 
