@@ -12,9 +12,9 @@ from customttt.tiny.objectives import RECIPES
 from customttt.tiny.pretrain import STAGES
 
 
-def train(name, folder, work, steps=2):
+def train(name, folder, work, steps=2, seed=0):
     recipe = replace(RECIPES[name], steps=steps, batch=2, examples=4, warm_up=1)
-    pretrain.train(name, folder, work, recipe, rank=0, processes=1)
+    pretrain.train(name, folder, work, recipe, seed, rank=0, processes=1)
     return torch.load(work / f"{name}.pt", weights_only=True)
 
 
@@ -71,3 +71,11 @@ def test_resumed_is_the_same_run(name, pretrained, tmp_path, monkeypatch):
     resumed = train(name, twice, tmp_path / "parts")
     for key in ("weights", "averages"):
         assert all(torch.equal(a, b) for a, b in zip(whole[key], resumed[key], strict=True))
+
+
+def test_another_seed_draws_other_data(pretrained, tmp_path):
+    one, again, other = (
+        train("tune", shutil.copytree(pretrained[0], tmp_path / name), tmp_path / f"{name} work",
+              seed=seed)["weights"] for name, seed in (("one", 0), ("again", 0), ("other", 1)))
+    assert all(torch.equal(a, b) for a, b in zip(one, again, strict=True))
+    assert not any(torch.equal(a, b) for a, b in zip(one, other) if a.ndim == 2)
