@@ -182,7 +182,7 @@ class TimeEmbedding(nn.Module):
     def forward(self, timesteps: Tensor) -> Tensor:
         half = self.sinusoids // 2
         k = torch.arange(half, dtype=torch.float32, device=timesteps.device)
-        frequencies = torch.exp(-math.log(10000) * k / half)    # to the last bit as others do it
+        frequencies = torch.exp(-math.log(10000) * k / half)    # diffusers' to the last bit
         angles = timesteps.float()[:, None] * frequencies
         x = torch.cat([angles.cos(), angles.sin()], dim=-1).to(self.linear_1.weight.dtype)
         return self.linear_2(F.silu(self.linear_1(x)))
