@@ -73,16 +73,21 @@ class TestTimeTraining:
         They are yielded one by one, so that the first one's graph is gone before the second's, and
         inside `active`, so that a backward pass that recomputes layers finds the student still on.
         """
+        for z_f, t_f in self.references(generator):
+            x_t, t, eps = self.noised(z_f, t_f, generator)
+            with active(self.unet, "spatial", "temporal"):
+                yield noise_loss(self.unet(x_t, t, self.target), eps)
+
+    def references(self, generator: Generator) -> Iterator[tuple[Tensor, int]]:
+        """What each teacher draws alone under its own prompt, appearance without motion modules:
+        (z_f, t_f) of `_reference`, first z_s, then z_t."""
         with torch.no_grad(), active(self.unet, "spatial_reference"):
             noise = self._noise(generator, self.settings["reference_noise"] == "one")
-            z_s, t_f = self._reference(noise, self.appearance, motion=False)
-        with active(self.unet, "spatial", "temporal"):
-            yield self._preservation(z_s, t_f, generator)
-
+            appearance = self._reference(noise, self.appearance, motion=False)
+        yield appearance
         with torch.no_grad(), active(self.unet, "temporal_reference"):
-            z_t, t_f = self._reference(self._noise(generator), self.motion, motion=True)
-        with active(self.unet, "spatial", "temporal"):
-            yield self._preservation(z_t, t_f, generator)
+            motion = self._reference(self._noise(generator), self.motion, motion=True)
+        yield motion
 
     def _noise(self, generator: Generator, one: bool = False) -> Tensor:
         """Standard normal noise; `one`: the same for every frame."""
@@ -106,14 +111,14 @@ class TestTimeTraining:
                        self.settings["reference_guidance"], motion, t_f)
         return z_f, t_f
 
-    def _preservation(self, z_f: Tensor, t_f: int, generator: Generator) -> Tensor:
-        """MSE between the noise added to z_f and the student's prediction of it."""
+    def noised(self, z_f: Tensor, t_f: int, generator: Generator) -> tuple[Tensor, Tensor, Tensor]:
+        """z_{f+1}: noise eps added to z_f, up to a timestep t. Returns x_t, t (b,) and eps."""
         eps = noise_like(z_f, generator)
         if t_f < 0:
             t = random_timesteps(z_f, generator, self.settings["least_timestep"])
         else:
             t = torch.tensor([self._previous_timestep(t_f)], device=z_f.device)
-        return noise_loss(self.unet(add_noise(z_f, eps, t, t_f), t, self.target), eps)
+        return add_noise(z_f, eps, t, t_f), t, eps
 
     def _previous_timestep(self, t_f: int) -> int:
         """The timestep one sampling step noisier than t_f."""

@@ -169,12 +169,12 @@ def test_a_loss_is_yielded_before_the_next_begins(model, calls):
     ("spatial", False, False), ("temporal", False, False)])
 def test_a_reference_depends_on_its_own_adapter_alone(model, monkeypatch, disturbed,
                                                       appearance_changes, motion_changes):
-    drawn = []
+    drawn, noised = [], Joining.noised
 
     def keep(self, z_f, t_f, generator):
         drawn.append(z_f)
-        return z_f.sum()
-    monkeypatch.setattr(Joining, "_preservation", keep)
+        return noised(self, z_f, t_f, generator)
+    monkeypatch.setattr(Joining, "noised", keep)
     *_, losses = stage_losses(model, "ttt")
     list(losses(generator()))
     for _, module in adapted(model.unet):

@@ -62,10 +62,19 @@ def test_it_trains_scores_and_resumes(tmp_path, monkeypatch, model_folder, capsy
         model=model_folder, output=tmp_path / "seed-1", name="ttt", seed=1, stages=STAGES,
         spatial=quick, temporal=quick, ttt="--steps 1 --frames 4 --reference-steps 1"), combination)
     assert scores.keys() == {*study.CONDITIONS, *study.CONTROLS, "student"}
-    assert 0 < scores["student"]["temporal weights"] < 0.1
+    student = scores["student"]
+    assert 0 < student["change of temporal weights"] < 0.1
+    # Adapters of one step do next to nothing: joined, they are as good as the motion's alone.
+    assert abs(student["motion loss above the teacher's, before"]) < 0.05
+    assert 0 < abs(student["change of motion loss"]) < 0.05
 
-    monkeypatch.setattr(sys, "argv", ["study", "--output", str(tmp_path), "--combinations", "1",
-                                      "--start", "7"])
+    again = ["study", "--output", str(tmp_path), "--combinations", "1", "--start", "7"]
+    monkeypatch.setattr(sys, "argv", again)
     study.main()                                            # takes what is there
     line = f"| joined, ttt | {scores['joined, ttt']['identity']:.3f} ± nan | "
     assert line in capsys.readouterr().out
+
+    monkeypatch.setattr(sys, "argv", [*again, "--compare", "ttt"])
+    study.main()
+    gained = scores["joined, ttt"]["identity"] - scores["joined, no ttt"]["identity"]
+    assert f"| ttt | {gained:.3f} ± nan | " in capsys.readouterr().out

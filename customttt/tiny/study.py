@@ -2,12 +2,14 @@
 
   python -m customttt.tiny.study [--start 40 --seed 1] [--output output/study]
       [--stages spatial] [--spatial="--learning-rate 1e-3"] [--ttt="--steps 60" --name longer]
+      [--compare ttt longer]
 
 It runs train.py itself, as a user would, two runs at a time, skips what is already there (so it
 resumes), and prints a table: one row a condition, mean and 95% interval over the combinations, and
 paired differences. --spatial, --temporal and --ttt take flags for that stage; --name keeps the
 results of one ttt setting apart from another's, --output those of the other two; every seed has a
-folder of its own there. `scores.py` says what the columns are.
+folder of its own there. --compare runs nothing and prints a row for each --name that was run.
+`scores.py` says what the columns are.
 """
 
 import argparse
@@ -32,11 +34,14 @@ from tqdm import tqdm
 
 from ..diffusion import add_noise
 from ..errors import UserError, run, writing
+from ..files import read_json, read_metadata
 from ..lora import active
 from ..lora_files import load_lora
+from ..losses import noise_loss
 from ..model import Model, load_model
 from ..recipes import STAGES, recipe, recipe_name
-from ..sampling import sample_video
+from ..sampling import initial_noise, sample_video
+from ..stages import TestTimeTraining
 from ..video import contact_sheet, write_video
 from .judge import Judge, as_pixels
 from .motions import HELD_OUT_MOTIONS
@@ -44,12 +49,14 @@ from .scores import (METRICS, STILL, Combination, combinations, other_motion, ot
 from .subjects import HELD_OUT_SUBJECTS, Subject
 from .world import SCENES, make_clip, render
 
+TEACHERS = ("spatial_reference", "temporal_reference")
+STUDENT = ("joined",)
 CONDITIONS = {      # name: adapters that are on
     "base": (),
-    "subject only": ("spatial",),
-    "motion only": ("temporal",),
-    "joined, no ttt": ("spatial", "temporal"),
-    "joined, ttt": ("joined",),
+    "subject only": TEACHERS[:1],
+    "motion only": TEACHERS[1:],
+    "joined, no ttt": TEACHERS,
+    "joined, ttt": STUDENT,
 }
 CONTROLS = {        # name: whose clip is held against a truth that it did not learn
     "subject only, held against another subject": "subject only",
@@ -58,6 +65,8 @@ CONTROLS = {        # name: whose clip is held against a truth that it did not l
 DIFFERENCES = [("subject only", "base"), ("subject only", list(CONTROLS)[0]),
                ("motion only", "base"), ("motion only", list(CONTROLS)[1]),
                ("joined, ttt", "joined, no ttt")]
+DRAWS = 8           # of each reference, for the losses of test-time training,
+OTHER_DRAWS = 10 ** 6       # and their seed, none that trains
 
 
 def write_data(folder: Path) -> None:
@@ -102,20 +111,24 @@ def train_motion(args: argparse.Namespace, name: str) -> Path:
                  args.output / "data" / f"{dashed(name)}.mp4")
 
 
+def results_of(args: argparse.Namespace, name: str, combination: Combination) -> Path:
+    return args.output / name / f"{combination.name}.json"
+
+
 def examine(args: argparse.Namespace, combination: Combination) -> dict[str, dict[str, float]]:
     """Join and score one combination, unless that was done: scores by condition."""
-    results = args.output / args.name / f"{combination.name}.json"
+    results = results_of(args, args.name, combination)
     if results.exists():
-        return json.loads(results.read_text())
+        return read_json(results)
     adapters = {}
     if "spatial" in args.stages:
-        adapters["spatial"] = train_subject(args, combination.subject)
+        adapters["spatial_reference"] = spatial = train_subject(args, combination.subject)
     if "temporal" in args.stages:
-        adapters["temporal"] = train_motion(args, combination.motion)
+        adapters["temporal_reference"] = temporal = train_motion(args, combination.motion)
     if "ttt" in args.stages:
-        adapters["joined"] = train(
-            args, "ttt", args.output / args.name / combination.name, "--spatial",
-            adapters["spatial"], "--temporal", adapters["temporal"], "--prompt", combination.prompt)
+        adapters["joined"] = joined = train(
+            args, "ttt", args.output / args.name / combination.name, "--spatial", spatial,
+            "--temporal", temporal, "--prompt", combination.prompt)
 
     model, judge, clips, scores = load_model(args.model), Judge(args.model), {}, {}
     for name, file in adapters.items():
@@ -131,9 +144,10 @@ def examine(args: argparse.Namespace, combination: Combination) -> dict[str, dic
             scores[name] = score(judge, wrong, clips[condition], args.seed)
     if "joined" in adapters:
         scores["student"] = {
-            "spatial weights": change(adapters["spatial"], adapters["joined"]),
-            "temporal weights": change(adapters["temporal"], adapters["joined"]),
-            "predicted noise": noise_change(model, combination, clips["joined, no ttt"])}
+            "change of spatial weights": change(spatial, joined),
+            "change of temporal weights": change(temporal, joined),
+            "change of predicted noise": noise_change(model, combination, clips["joined, no ttt"]),
+            **preservation(model, combination, read_metadata(joined))}
     write_video(contact_sheet([clip[::2] for clip in clips.values()]), results.with_suffix(".png"))
     with writing(results) as temporary:
         temporary.write_text(json.dumps(scores, indent=1))
@@ -173,11 +187,38 @@ def noise_change(model: Model, combination: Combination, frames: Tensor) -> floa
     before, after = [], []
     for t in torch.tensor([[100], [300], [500], [700], [900]]):
         x_t = add_noise(z, torch.randn(z.shape, generator=generator), t)
-        for on, predicted in ((("spatial", "temporal"), before), (("joined",), after)):
+        for on, predicted in ((TEACHERS, before), (STUDENT, after)):
             with active(model.unet, *on):
                 predicted.append(model.unet(x_t, t, text))
     before, after = torch.cat(before), torch.cat(after)
     return ((after - before).norm() / before.norm()).item()
+
+
+@torch.no_grad()
+def preservation(model: Model, combination: Combination, told: dict) -> dict[str, float]:
+    """The losses of test-time training on references of other draws: how much is there to learn?
+
+    For each of the two, how far the student's was above that of the teacher, under the teacher's
+    prompt, before training, and how training changed it. `told`: the joined adapter's metadata.
+    """
+    settings, generator = json.loads(told["recipe"]), Generator().manual_seed(OTHER_DRAWS)
+    shape = initial_noise(model, settings["frames"], settings["size"], seed=0).shape
+    prompts = [combination.prompt, told["appearance_prompt"], told["motion_prompt"], ""]
+    stage = TestTimeTraining(model.unet, shape, *model.encode_text(prompts).split(1), settings)
+    losses = {"appearance": [], "motion": []}
+    for _ in range(DRAWS):
+        own = ((TEACHERS[:1], stage.appearance, False), (TEACHERS[1:], stage.motion, True))
+        for each, teacher, (z_f, t_f) in zip(losses.values(), own, stage.references(generator)):
+            x_t, t, eps = stage.noised(z_f, t_f, generator)
+            for on, *how in (teacher, (TEACHERS, stage.target), (STUDENT, stage.target)):
+                with active(model.unet, *on):
+                    each.append(noise_loss(model.unet(x_t, t, *how), eps).item())
+    found = {}
+    for name, each in losses.items():
+        teacher, before, after = (sum(each[k::3]) for k in range(3))
+        found[f"{name} loss above the teacher's, before"] = before / teacher - 1
+        found[f"change of {name} loss"] = after / before - 1
+    return found
 
 
 def interval(values: list[float]) -> str:
@@ -199,7 +240,21 @@ def table(results: list[dict]) -> str:
             lines.append(f"| *{a}* minus *{b}* | " + " | ".join(cells) + " |")
     for name in results[0].get("student", ()):
         percent = interval([100 * scores["student"][name] for scores in results])
-        lines.append(f"\nrelative change of the student's {name}: {percent} %")
+        lines.append(f"\nstudent's {name}: {percent} %")
+    return "\n".join(lines)
+
+
+def comparison(runs: dict[str, list[dict]]) -> str:
+    """One row a --name: joined with test-time training minus without, and the student's changes."""
+    gained = ("identity", "motion", "CLIP-T", "words")
+    changes = list(next(iter(runs.values()))[0]["student"])
+    lines = ["| | " + " | ".join([*gained, *(f"{name}, %" for name in changes)]) + " |",
+             "|---" * (len(gained) + len(changes) + 1) + "|"]
+    for name, results in runs.items():
+        cells = [interval([scores["joined, ttt"][m] - scores["joined, no ttt"][m]
+                           for scores in results]) for m in gained]
+        cells += [interval([100 * scores["student"][m] for scores in results]) for m in changes]
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
@@ -214,13 +269,17 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--stages", nargs="+", choices=STAGES, default=list(STAGES),
                         help="ttt needs the other two")
+    parser.add_argument("--compare", nargs="+", metavar="NAME", help="print these, run nothing")
     for stage in STAGES:
         parser.add_argument(f"--{stage}", default="", metavar="FLAGS", help="of that stage")
     args = parser.parse_args()
     args.output /= f"seed-{args.seed}"
-    write_data(args.output / "data")
     chosen = combinations(args.start, args.combinations)
-
+    if args.compare:
+        print(comparison({name: [read_json(results_of(args, name, each)) for each in chosen]
+                          for name in args.compare}))
+        return
+    write_data(args.output / "data")
     os.environ["OMP_NUM_THREADS"] = "1"     # a process for each core is faster than shared ones
     with ProcessPoolExecutor(os.cpu_count(), get_context("spawn")) as pool:
         if "spatial" in args.stages:
