@@ -6,10 +6,11 @@
 
 It runs train.py itself, as a user would, two runs at a time, skips what is already there (so it
 resumes), and prints a table: one row a condition, mean and 95% interval over the combinations, and
-paired differences. --spatial, --temporal and --ttt take flags for that stage; --name keeps the
-results of one ttt setting apart from another's, --output those of the other two; every seed has a
-folder of its own there. --compare runs nothing and prints a row for each --name that was run.
-`scores.py` says what the columns are.
+paired differences. --spatial, --temporal and --ttt take flags for that stage; in those of ttt,
+{prompt} and {doing} are the combination's "a fish is moving up in the sea" and "moving up in the
+sea". --name keeps the results of one ttt setting apart from another's, --output those of the other
+two stages; every seed has a folder of its own there. --compare runs nothing and prints a row for
+each --name that was run. `scores.py` says what the columns are.
 """
 
 import argparse
@@ -86,14 +87,14 @@ def dashed(name: str) -> str:
     return name.replace(" ", "-")
 
 
-def train(args: argparse.Namespace, stage: str, output: Path, *flags) -> Path:
-    """Run train.py unless its adapter is there; returns the adapter."""
+def train(args: argparse.Namespace, stage: str, output: Path, *flags, **words: str) -> Path:
+    """Run train.py unless its adapter is there; returns the adapter. `words` go into the flags."""
     adapter = output / "adapter.safetensors"
     if not adapter.exists():
         resume = ["--resume"] if (output / "checkpoint.pt").exists() else []
         command = [sys.executable, "train.py", "--stage", stage, "--output", output, "--model",
                    args.model, "--seed", args.seed, "--sheet-every", 0, *flags,
-                   *shlex.split(getattr(args, stage)), *resume]
+                   *shlex.split(getattr(args, stage).format(**words)), *resume]
         done = subprocess.run(list(map(str, command)), capture_output=True, text=True)
         if done.returncode:
             raise UserError(f"{output}: {done.stderr.strip().splitlines()[-1]}")
@@ -128,7 +129,8 @@ def examine(args: argparse.Namespace, combination: Combination) -> dict[str, dic
     if "ttt" in args.stages:
         adapters["joined"] = joined = train(
             args, "ttt", args.output / args.name / combination.name, "--spatial", spatial,
-            "--temporal", temporal, "--prompt", combination.prompt)
+            "--temporal", temporal, "--prompt", combination.prompt, prompt=combination.prompt,
+            doing=combination.prompt.partition(" is ")[2])
 
     model, judge, clips, scores = load_model(args.model), Judge(args.model), {}, {}
     for name, file in adapters.items():
