@@ -4,8 +4,10 @@ import argparse
 import sys
 from dataclasses import replace
 
+import pytest
 import torch
 
+from customttt.errors import UserError
 from customttt.recipes import STAGES
 from customttt.tiny import study
 from customttt.tiny.judge import Judge
@@ -61,7 +63,7 @@ def test_it_trains_scores_and_resumes(tmp_path, monkeypatch, model_folder, capsy
     scores = study.examine(argparse.Namespace(
         model=model_folder, output=tmp_path / "seed-1", name="ttt", seed=1, stages=STAGES,
         spatial=quick, temporal=quick, ttt="--steps 1 --frames 4 --reference-steps 1"), combination)
-    assert scores.keys() == {*study.CONDITIONS, *study.CONTROLS, "student"}
+    assert scores.keys() == {*study.CONDITIONS, *study.CONTROLS, *study.REFERENCES, "student"}
     student = scores["student"]
     assert 0 < student["change of temporal weights"] < 0.1
     # Adapters of one step do next to nothing: joined, they are as good as the motion's alone.
@@ -78,3 +80,7 @@ def test_it_trains_scores_and_resumes(tmp_path, monkeypatch, model_folder, capsy
     study.main()
     gained = scores["joined, ttt"]["identity"] - scores["joined, no ttt"]["identity"]
     assert f"| ttt | {gained:.3f} ± nan | " in capsys.readouterr().out
+
+    monkeypatch.setattr(sys, "argv", [*again, "--compare", "ttt", "longer"])
+    with pytest.raises(UserError, match="--compare longer: .*run it with --name longer"):
+        study.main()

@@ -41,7 +41,7 @@ from ..lora_files import load_lora
 from ..losses import noise_loss
 from ..model import Model, load_model
 from ..recipes import STAGES, recipe, recipe_name
-from ..sampling import initial_noise, sample_video
+from ..sampling import decode_frames, initial_noise, sample_video
 from ..stages import TestTimeTraining
 from ..video import contact_sheet, write_video
 from .judge import Judge, as_pixels
@@ -59,6 +59,7 @@ CONDITIONS = {      # name: adapters that are on
     "joined, no ttt": TEACHERS,
     "joined, ttt": STUDENT,
 }
+REFERENCES = ("appearance reference", "motion reference")       # of test-time training
 CONTROLS = {        # name: whose clip is held against a truth that it did not learn
     "subject only, held against another subject": "subject only",
     "motion only, held against another motion": "motion only",
@@ -145,11 +146,16 @@ def examine(args: argparse.Namespace, combination: Combination) -> dict[str, dic
         if condition in clips:
             scores[name] = score(judge, wrong, clips[condition], args.seed)
     if "joined" in adapters:
+        stage = joining(model, combination, read_metadata(joined))
+        drawn = stage.references(Generator().manual_seed(OTHER_DRAWS))
+        for name, (z_f, t_f) in zip(REFERENCES, drawn):
+            if t_f < 0:     # clean
+                scores[name] = score(judge, combination, decode_frames(model, z_f), args.seed)
         scores["student"] = {
             "change of spatial weights": change(spatial, joined),
             "change of temporal weights": change(temporal, joined),
             "change of predicted noise": noise_change(model, combination, clips["joined, no ttt"]),
-            **preservation(model, combination, read_metadata(joined))}
+            **preservation(stage)}
     write_video(contact_sheet([clip[::2] for clip in clips.values()]), results.with_suffix(".png"))
     with writing(results) as temporary:
         temporary.write_text(json.dumps(scores, indent=1))
@@ -196,25 +202,30 @@ def noise_change(model: Model, combination: Combination, frames: Tensor) -> floa
     return ((after - before).norm() / before.norm()).item()
 
 
+def joining(model: Model, combination: Combination, told: dict) -> TestTimeTraining:
+    """The stage that trained a joined adapter. `told`: the adapter's metadata."""
+    settings = json.loads(told["recipe"])
+    shape = initial_noise(model, settings["frames"], settings["size"], seed=0).shape
+    prompts = [combination.prompt, told["appearance_prompt"], told["motion_prompt"], ""]
+    return TestTimeTraining(model.unet, shape, *model.encode_text(prompts).split(1), settings)
+
+
 @torch.no_grad()
-def preservation(model: Model, combination: Combination, told: dict) -> dict[str, float]:
+def preservation(stage: TestTimeTraining) -> dict[str, float]:
     """The losses of test-time training on references of other draws: how much is there to learn?
 
     For each of the two, how far the student's was above that of the teacher, under the teacher's
-    prompt, before training, and how training changed it. `told`: the joined adapter's metadata.
+    prompt, before training, and how training changed it.
     """
-    settings, generator = json.loads(told["recipe"]), Generator().manual_seed(OTHER_DRAWS)
-    shape = initial_noise(model, settings["frames"], settings["size"], seed=0).shape
-    prompts = [combination.prompt, told["appearance_prompt"], told["motion_prompt"], ""]
-    stage = TestTimeTraining(model.unet, shape, *model.encode_text(prompts).split(1), settings)
+    generator = Generator().manual_seed(OTHER_DRAWS)
     losses = {"appearance": [], "motion": []}
     for _ in range(DRAWS):
         own = ((TEACHERS[:1], stage.appearance, False), (TEACHERS[1:], stage.motion, True))
         for each, teacher, (z_f, t_f) in zip(losses.values(), own, stage.references(generator)):
             x_t, t, eps = stage.noised(z_f, t_f, generator)
             for on, *how in (teacher, (TEACHERS, stage.target), (STUDENT, stage.target)):
-                with active(model.unet, *on):
-                    each.append(noise_loss(model.unet(x_t, t, *how), eps).item())
+                with active(stage.unet, *on):
+                    each.append(noise_loss(stage.unet(x_t, t, *how), eps).item())
     found = {}
     for name, each in losses.items():
         teacher, before, after = (sum(each[k::3]) for k in range(3))
@@ -231,7 +242,7 @@ def interval(values: list[float]) -> str:
 
 def table(results: list[dict]) -> str:
     lines = ["| | " + " | ".join(METRICS) + " |", "|---" * (len(METRICS) + 1) + "|"]
-    for name in [*CONDITIONS, *CONTROLS]:
+    for name in [*CONDITIONS, *CONTROLS, *REFERENCES]:
         if name in results[0]:
             cells = (interval([scores[name][m] for scores in results]) for m in METRICS)
             lines.append(f"| {name} | " + " | ".join(cells) + " |")
@@ -278,8 +289,11 @@ def main() -> None:
     args.output /= f"seed-{args.seed}"
     chosen = combinations(args.start, args.combinations)
     if args.compare:
-        print(comparison({name: [read_json(results_of(args, name, each)) for each in chosen]
-                          for name in args.compare}))
+        files = {name: [results_of(args, name, each) for each in chosen] for name in args.compare}
+        for name, each in files.items():
+            if missing := [file for file in each if not file.exists()]:
+                raise UserError(f"--compare {name}: no {missing[0]}; run it with --name {name}")
+        print(comparison({name: list(map(read_json, each)) for name, each in files.items()}))
         return
     write_data(args.output / "data")
     os.environ["OMP_NUM_THREADS"] = "1"     # a process for each core is faster than shared ones
