@@ -58,11 +58,12 @@ def test_it_trains_scores_and_resumes(tmp_path, monkeypatch, model_folder, capsy
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     monkeypatch.setattr(study, "recipe", lambda *_: {"sampling_steps": 2, "guidance": 3,
                                                      "size": 64})
+    monkeypatch.setattr(study, "DRAWS", 2)
     [combination] = combinations(7, 1)
     study.write_data(tmp_path / "seed-1" / "data")
     scores = study.examine(argparse.Namespace(
         model=model_folder, output=tmp_path / "seed-1", name="ttt", seed=1, stages=STAGES,
-        spatial=quick, temporal=quick, ttt="--steps 1 --frames 4 --reference-steps 1"), combination)
+        spatial=quick, temporal=quick, ttt="--steps 1 --reference-steps 1"), combination)
     assert scores.keys() == {*study.CONDITIONS, *study.CONTROLS, *study.REFERENCES, "student"}
     student = scores["student"]
     assert 0 < student["change of temporal weights"] < 0.1
