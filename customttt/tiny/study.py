@@ -217,20 +217,21 @@ def preservation(stage: TestTimeTraining) -> dict[str, float]:
     For each of the two, how far the student's was above that of the teacher, under the teacher's
     prompt, before training, and how training changed it.
     """
+    teachers = {"appearance": (TEACHERS[:1], stage.appearance, False),
+                "motion": (TEACHERS[1:], stage.motion, True)}
+    predictors = {"before": (TEACHERS, stage.target), "after": (STUDENT, stage.target)}
+    losses = {name: dict.fromkeys(("teacher", "before", "after"), 0.0) for name in teachers}
     generator = Generator().manual_seed(OTHER_DRAWS)
-    losses = {"appearance": [], "motion": []}
     for _ in range(DRAWS):
-        own = ((TEACHERS[:1], stage.appearance, False), (TEACHERS[1:], stage.motion, True))
-        for each, teacher, (z_f, t_f) in zip(losses.values(), own, stage.references(generator)):
+        for (name, teacher), (z_f, t_f) in zip(teachers.items(), stage.references(generator)):
             x_t, t, eps = stage.noised(z_f, t_f, generator)
-            for on, *how in (teacher, (TEACHERS, stage.target), (STUDENT, stage.target)):
+            for who, (on, *given) in {"teacher": teacher, **predictors}.items():
                 with active(stage.unet, *on):
-                    each.append(noise_loss(stage.unet(x_t, t, *how), eps).item())
+                    losses[name][who] += noise_loss(stage.unet(x_t, t, *given), eps).item()
     found = {}
-    for name, each in losses.items():
-        teacher, before, after = (sum(each[k::3]) for k in range(3))
-        found[f"{name} loss above the teacher's, before"] = before / teacher - 1
-        found[f"change of {name} loss"] = after / before - 1
+    for name, of in losses.items():
+        found[f"{name} loss above the teacher's, before"] = of["before"] / of["teacher"] - 1
+        found[f"change of {name} loss"] = of["after"] / of["before"] - 1
     return found
 
 
@@ -295,6 +296,7 @@ def main() -> None:
                 raise UserError(f"--compare {name}: no {missing[0]}; run it with --name {name}")
         print(comparison({name: list(map(read_json, each)) for name, each in files.items()}))
         return
+
     write_data(args.output / "data")
     os.environ["OMP_NUM_THREADS"] = "1"     # a process for each core is faster than shared ones
     with ProcessPoolExecutor(os.cpu_count(), get_context("spawn")) as pool:
