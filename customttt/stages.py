@@ -80,7 +80,10 @@ class TestTimeTraining:
 
     def references(self, generator: Generator) -> Iterator[tuple[Tensor, int]]:
         """What each teacher draws alone under its own prompt, appearance without motion modules:
-        (z_f, t_f) of `_reference`, first z_s, then z_t."""
+        (z_f, t_f) of `_reference`, first z_s, then z_t.
+
+        The yields are outside of the `with`, which would reach into the caller's code.
+        """
         with torch.no_grad(), active(self.unet, "spatial_reference"):
             noise = self._noise(generator, self.settings["reference_noise"] == "one")
             appearance = self._reference(noise, self.appearance, motion=False)

@@ -9,7 +9,7 @@ import torch
 
 from customttt.errors import UserError
 from customttt.recipes import STAGES
-from customttt.tiny import study
+from customttt.tiny import student, study
 from customttt.tiny.judge import Judge
 from customttt.tiny.motions import HELD_OUT_MOTIONS
 from customttt.tiny.scores import (METRICS, combinations, other_motion, other_subject, score)
@@ -52,24 +52,31 @@ def test_the_table_pairs_what_it_subtracts():
     assert "motion only" not in table
 
 
+def test_flags_of_ttt_may_name_the_prompt():
+    [combination] = combinations(9, 1)
+    assert study.said("--steps 2 --motion-prompt 'an object is {doing}'", combination) == [
+        "--steps", "2", "--motion-prompt", "an object is bouncing on the snow"]
+    assert study.said("--prompt {prompt}", combination)[1] == "a fish is bouncing on the snow"
+
+
 def test_it_trains_scores_and_resumes(tmp_path, monkeypatch, model_folder, capsys):
     quick = "--steps 1 --rank 2 --frames 4"
     monkeypatch.chdir(model_folder.parent.parent)
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     monkeypatch.setattr(study, "recipe", lambda *_: {"sampling_steps": 2, "guidance": 3,
                                                      "size": 64})
-    monkeypatch.setattr(study, "DRAWS", 2)
+    monkeypatch.setattr(student, "DRAWS", 2)
     [combination] = combinations(7, 1)
     study.write_data(tmp_path / "seed-1" / "data")
     scores = study.examine(argparse.Namespace(
         model=model_folder, output=tmp_path / "seed-1", name="ttt", seed=1, stages=STAGES,
         spatial=quick, temporal=quick, ttt="--steps 1 --reference-steps 1"), combination)
     assert scores.keys() == {*study.CONDITIONS, *study.CONTROLS, *study.REFERENCES, "student"}
-    student = scores["student"]
-    assert 0 < student["change of temporal weights"] < 0.1
+    changes = scores["student"]
+    assert 0 < changes["change of temporal weights"] < 0.1
     # Adapters of one step do next to nothing: joined, they are as good as the motion's alone.
-    assert abs(student["motion loss above the teacher's, before"]) < 0.05
-    assert 0 < abs(student["change of motion loss"]) < 0.05
+    assert abs(changes["motion loss above the teacher's, before"]) < 0.05
+    assert 0 < abs(changes["change of motion loss"]) < 0.05
 
     again = ["study", "--output", str(tmp_path), "--combinations", "1", "--start", "7"]
     monkeypatch.setattr(sys, "argv", again)

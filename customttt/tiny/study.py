@@ -28,30 +28,24 @@ from multiprocessing import get_context
 from pathlib import Path
 
 import torch
-from einops import rearrange
-from safetensors import safe_open
 from torch import Generator, Tensor
 from tqdm import tqdm
 
-from ..diffusion import add_noise
 from ..errors import UserError, run, writing
 from ..files import read_json, read_metadata
 from ..lora import active
 from ..lora_files import load_lora
-from ..losses import noise_loss
 from ..model import Model, load_model
 from ..recipes import STAGES, recipe, recipe_name
-from ..sampling import decode_frames, initial_noise, sample_video
-from ..stages import TestTimeTraining
+from ..sampling import decode_frames, sample_video
 from ..video import contact_sheet, write_video
-from .judge import Judge, as_pixels
+from .judge import Judge
 from .motions import HELD_OUT_MOTIONS
 from .scores import (METRICS, STILL, Combination, combinations, other_motion, other_subject, score)
+from .student import (STUDENT, TEACHERS, UNSEEN_SEED, change, joining, noise_change, preservation)
 from .subjects import HELD_OUT_SUBJECTS, Subject
 from .world import SCENES, make_clip, render
 
-TEACHERS = ("spatial_reference", "temporal_reference")
-STUDENT = ("joined",)
 CONDITIONS = {      # name: adapters that are on
     "base": (),
     "subject only": TEACHERS[:1],
@@ -67,8 +61,6 @@ CONTROLS = {        # name: whose clip is held against a truth that it did not l
 DIFFERENCES = [("subject only", "base"), ("subject only", list(CONTROLS)[0]),
                ("motion only", "base"), ("motion only", list(CONTROLS)[1]),
                ("joined, ttt", "joined, no ttt")]
-DRAWS = 8           # of each reference, for the losses of test-time training,
-OTHER_DRAWS = 10 ** 6       # and their seed, none that trains
 
 
 def write_data(folder: Path) -> None:
@@ -88,14 +80,14 @@ def dashed(name: str) -> str:
     return name.replace(" ", "-")
 
 
-def train(args: argparse.Namespace, stage: str, output: Path, *flags, **words: str) -> Path:
-    """Run train.py unless its adapter is there; returns the adapter. `words` go into the flags."""
+def train(args: argparse.Namespace, stage: str, output: Path, *flags) -> Path:
+    """Run train.py unless its adapter is there; returns the adapter."""
     adapter = output / "adapter.safetensors"
     if not adapter.exists():
         resume = ["--resume"] if (output / "checkpoint.pt").exists() else []
         command = [sys.executable, "train.py", "--stage", stage, "--output", output, "--model",
                    args.model, "--seed", args.seed, "--sheet-every", 0, *flags,
-                   *shlex.split(getattr(args, stage).format(**words)), *resume]
+                   *resume]
         done = subprocess.run(list(map(str, command)), capture_output=True, text=True)
         if done.returncode:
             raise UserError(f"{output}: {done.stderr.strip().splitlines()[-1]}")
@@ -105,12 +97,19 @@ def train(args: argparse.Namespace, stage: str, output: Path, *flags, **words: s
 def train_subject(args: argparse.Namespace, name: str) -> Path:
     return train(args, "spatial", args.output / "spatial" / dashed(name), "--data",
                  args.output / "data" / dashed(name), "--prompt",
-                 f"a {HELD_OUT_SUBJECTS[name].kind}")
+                 f"a {HELD_OUT_SUBJECTS[name].kind}", *shlex.split(args.spatial))
 
 
 def train_motion(args: argparse.Namespace, name: str) -> Path:
     return train(args, "temporal", args.output / "temporal" / dashed(name), "--data",
-                 args.output / "data" / f"{dashed(name)}.mp4")
+                 args.output / "data" / f"{dashed(name)}.mp4", *shlex.split(args.temporal))
+
+
+def said(flags: str, combination: Combination) -> list[str]:
+    """The flags of ttt with the combination's words in them."""
+    prompt, doing = combination.prompt, combination.prompt.partition(" is ")[2]
+    return [flag.replace("{prompt}", prompt).replace("{doing}", doing)
+            for flag in shlex.split(flags)]
 
 
 def results_of(args: argparse.Namespace, name: str, combination: Combination) -> Path:
@@ -130,8 +129,7 @@ def examine(args: argparse.Namespace, combination: Combination) -> dict[str, dic
     if "ttt" in args.stages:
         adapters["joined"] = joined = train(
             args, "ttt", args.output / args.name / combination.name, "--spatial", spatial,
-            "--temporal", temporal, "--prompt", combination.prompt, prompt=combination.prompt,
-            doing=combination.prompt.partition(" is ")[2])
+            "--temporal", temporal, "--prompt", combination.prompt, *said(args.ttt, combination))
 
     model, judge, clips, scores = load_model(args.model), Judge(args.model), {}, {}
     for name, file in adapters.items():
@@ -147,7 +145,7 @@ def examine(args: argparse.Namespace, combination: Combination) -> dict[str, dic
             scores[name] = score(judge, wrong, clips[condition], args.seed)
     if "joined" in adapters:
         stage = joining(model, combination, read_metadata(joined))
-        drawn = stage.references(Generator().manual_seed(OTHER_DRAWS))
+        drawn = stage.references(Generator().manual_seed(UNSEEN_SEED))
         for name, (z_f, t_f) in zip(REFERENCES, drawn):
             if t_f < 0:     # clean
                 scores[name] = score(judge, combination, decode_frames(model, z_f), args.seed)
@@ -177,62 +175,6 @@ def sample(args: argparse.Namespace, model: Model, combination: Combination,
         with writing(kept) as temporary:
             torch.save(frames, temporary)
     return frames
-
-
-def change(before: Path, after: Path) -> float:
-    """||joined - trained|| / ||trained|| over the tensors of one adapter file."""
-    with safe_open(before, "pt") as old, safe_open(after, "pt") as new:
-        pairs = [(old.get_tensor(key), new.get_tensor(key)) for key in old.keys()]
-    return math.sqrt(sum((b - a).square().sum().item() for a, b in pairs)
-                     / sum(a.square().sum().item() for a, _ in pairs))
-
-
-@torch.no_grad()
-def noise_change(model: Model, combination: Combination, frames: Tensor) -> float:
-    """||eps after - eps before|| / ||eps before||, on a clip noised to five timesteps."""
-    z = rearrange(model.vae.encode(as_pixels(frames)), "f c h w -> 1 c f h w")
-    text, generator = model.encode_text([combination.prompt]), Generator().manual_seed(0)
-    before, after = [], []
-    for t in torch.tensor([[100], [300], [500], [700], [900]]):
-        x_t = add_noise(z, torch.randn(z.shape, generator=generator), t)
-        for on, predicted in ((TEACHERS, before), (STUDENT, after)):
-            with active(model.unet, *on):
-                predicted.append(model.unet(x_t, t, text))
-    before, after = torch.cat(before), torch.cat(after)
-    return ((after - before).norm() / before.norm()).item()
-
-
-def joining(model: Model, combination: Combination, told: dict) -> TestTimeTraining:
-    """The stage that trained a joined adapter. `told`: the adapter's metadata."""
-    settings = json.loads(told["recipe"])
-    shape = initial_noise(model, settings["frames"], settings["size"], seed=0).shape
-    prompts = [combination.prompt, told["appearance_prompt"], told["motion_prompt"], ""]
-    return TestTimeTraining(model.unet, shape, *model.encode_text(prompts).split(1), settings)
-
-
-@torch.no_grad()
-def preservation(stage: TestTimeTraining) -> dict[str, float]:
-    """The losses of test-time training on references of other draws: how much is there to learn?
-
-    For each of the two, how far the student's was above that of the teacher, under the teacher's
-    prompt, before training, and how training changed it.
-    """
-    teachers = {"appearance": (TEACHERS[:1], stage.appearance, False),
-                "motion": (TEACHERS[1:], stage.motion, True)}
-    predictors = {"before": (TEACHERS, stage.target), "after": (STUDENT, stage.target)}
-    losses = {name: dict.fromkeys(("teacher", "before", "after"), 0.0) for name in teachers}
-    generator = Generator().manual_seed(OTHER_DRAWS)
-    for _ in range(DRAWS):
-        for (name, teacher), (z_f, t_f) in zip(teachers.items(), stage.references(generator)):
-            x_t, t, eps = stage.noised(z_f, t_f, generator)
-            for who, (on, *given) in {"teacher": teacher, **predictors}.items():
-                with active(stage.unet, *on):
-                    losses[name][who] += noise_loss(stage.unet(x_t, t, *given), eps).item()
-    found = {}
-    for name, of in losses.items():
-        found[f"{name} loss above the teacher's, before"] = of["before"] / of["teacher"] - 1
-        found[f"change of {name} loss"] = of["after"] / of["before"] - 1
-    return found
 
 
 def interval(values: list[float]) -> str:
@@ -288,6 +230,8 @@ def main() -> None:
         parser.add_argument(f"--{stage}", default="", metavar="FLAGS", help="of that stage")
     args = parser.parse_args()
     args.output /= f"seed-{args.seed}"
+    if "ttt" not in args.stages:
+        args.name = "+".join(args.stages) + "-only"
     chosen = combinations(args.start, args.combinations)
     if args.compare:
         files = {name: [results_of(args, name, each) for each in chosen] for name in args.compare}

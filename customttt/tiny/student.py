@@ -1,0 +1,84 @@
+"""What test-time training does to its student: how far it goes, and how much there is to learn.
+
+The UNet holds the teachers and, as one adapter, the student that they trained.
+"""
+
+import json
+import math
+from pathlib import Path
+
+import torch
+from einops import rearrange
+from safetensors import safe_open
+from torch import Generator, Tensor
+
+from ..diffusion import add_noise
+from ..lora import active
+from ..losses import noise_loss
+from ..model import Model
+from ..sampling import initial_noise
+from ..stages import TestTimeTraining
+from .judge import as_pixels
+from .scores import Combination
+
+TEACHERS = ("spatial_reference", "temporal_reference")
+STUDENT = ("joined",)
+UNSEEN_SEED = 10 ** 6       # of references that no training drew
+DRAWS = 8                   # of each, for the losses
+
+
+def change(before: Path, after: Path) -> float:
+    """||joined - trained|| / ||trained|| over the tensors of one adapter file."""
+    with safe_open(before, "pt") as old, safe_open(after, "pt") as new:
+        pairs = [(old.get_tensor(key), new.get_tensor(key)) for key in old.keys()]
+    return math.sqrt(sum((b - a).square().sum().item() for a, b in pairs)
+                     / sum(a.square().sum().item() for a, _ in pairs))
+
+
+@torch.no_grad()
+def noise_change(model: Model, combination: Combination, frames: Tensor) -> float:
+    """||eps after - eps before|| / ||eps before||, on a clip noised to five timesteps."""
+    z = rearrange(model.vae.encode(as_pixels(frames)), "f c h w -> 1 c f h w")
+    text, generator = model.encode_text([combination.prompt]), Generator().manual_seed(0)
+    before, after = [], []
+    for t in torch.tensor([[100], [300], [500], [700], [900]]):
+        x_t = add_noise(z, torch.randn(z.shape, generator=generator), t)
+        for on, predicted in ((TEACHERS, before), (STUDENT, after)):
+            with active(model.unet, *on):
+                predicted.append(model.unet(x_t, t, text))
+    before, after = torch.cat(before), torch.cat(after)
+    return ((after - before).norm() / before.norm()).item()
+
+
+def joining(model: Model, combination: Combination, told: dict) -> TestTimeTraining:
+    """The stage that trained a joined adapter. `told`: the adapter's metadata."""
+    settings = json.loads(told["recipe"])
+    shape = initial_noise(model, settings["frames"], settings["size"], seed=0).shape
+    prompts = [combination.prompt, told["appearance_prompt"], told["motion_prompt"], ""]
+    return TestTimeTraining(model.unet, shape, *model.encode_text(prompts).split(1), settings)
+
+
+@torch.no_grad()
+def preservation(stage: TestTimeTraining) -> dict[str, float]:
+    """The losses of test-time training on references of other draws: how much is there to learn?
+
+    For each of the two, how far the student's was above that of the teacher, under the teacher's
+    prompt, before training, and how training changed it.
+    """
+    teachers = {"appearance": (TEACHERS[:1], stage.appearance, False),
+                "motion": (TEACHERS[1:], stage.motion, True)}
+    student = {"before": (TEACHERS, stage.target, True), "after": (STUDENT, stage.target, True)}
+    losses = {name: dict.fromkeys(("teacher", "before", "after"), 0.0) for name in teachers}
+    generator = Generator().manual_seed(UNSEEN_SEED)
+    for _ in range(DRAWS):
+        for (name, teacher), (z_f, t_f) in zip(teachers.items(), stage.references(generator)):
+            x_t, t, eps = stage.noised(z_f, t_f, generator)
+            for who, (on, text, motion) in {"teacher": teacher, **student}.items():
+                with active(stage.unet, *on):
+                    eps_hat = stage.unet(x_t, t, text, motion)
+                losses[name][who] += noise_loss(eps_hat, eps).item()
+    found = {}
+    for name, of in losses.items():
+        found[f"{name} loss above the teacher's, before"] = of["before"] / of["teacher"] - 1
+        found[f"change of {name} loss"] = of["after"] / of["before"] - 1
+    return found
