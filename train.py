@@ -29,7 +29,7 @@ from customttt.model import Model
 from customttt.options import add_model_flags, add_recipe_flags, chosen_settings, open_model
 from customttt.recipes import STAGES
 from customttt.sampling import ddim, decode_frames, initial_noise
-from customttt.stages import TestTimeTraining, spatial_loss, temporal_loss
+from customttt.stages import joining, spatial_loss, temporal_loss
 from customttt.training import Run, check_folder, fit
 from customttt.video import as_frames, contact_sheet, write_video
 
@@ -183,10 +183,8 @@ def test_time_training(args: argparse.Namespace, model: Model, settings: dict) -
                         f"--prompt and --motion-prompt")
     print(f"target: {prompt}\nappearance reference: {appearance_prompt}\n"
           f"motion reference: {motion_prompt}")
-    shape = initial_noise(model, settings["frames"], settings["size"], seed=0).shape
-    texts = model.encode_text([prompt, appearance_prompt, motion_prompt, ""]).split(1)
     metadata |= {"appearance_prompt": appearance_prompt, "motion_prompt": motion_prompt}
-    stage = TestTimeTraining(model.unet, shape, *texts, settings)
+    stage = joining(model, prompt, appearance_prompt, motion_prompt, settings)
     return stage.losses, prompt, metadata, above
 
 

@@ -13,7 +13,8 @@ from torch import Generator, Tensor
 from .diffusion import STEPS, add_noise, ddim_timesteps
 from .lora import active
 from .losses import debiased_noise_loss, noise_loss
-from .sampling import ddim
+from .model import Model
+from .sampling import ddim, initial_noise
 from .unet import UNet
 
 
@@ -126,3 +127,11 @@ class TestTimeTraining:
     def _previous_timestep(self, t_f: int) -> int:
         """The timestep one sampling step noisier than t_f."""
         return t_f + STEPS // self.settings["sampling_steps"]
+
+
+def joining(model: Model, target: str, appearance: str, motion: str,
+            settings: dict) -> TestTimeTraining:
+    """Stage (c) for these prompts, of a model whose UNet holds its adapters."""
+    shape = initial_noise(model, settings["frames"], settings["size"], seed=0).shape
+    texts = model.encode_text([target, appearance, motion, ""]).split(1)
+    return TestTimeTraining(model.unet, shape, *texts, settings)

@@ -8,7 +8,10 @@ import pytest
 import torch
 
 from customttt.errors import UserError
-from customttt.recipes import STAGES
+from customttt.lora import adapted, add_lora
+from customttt.model import load_model
+from customttt.recipes import STAGES, recipe
+from customttt.stages import joining
 from customttt.tiny import student, study
 from customttt.tiny.judge import Judge
 from customttt.tiny.motions import HELD_OUT_MOTIONS
@@ -59,6 +62,38 @@ def test_flags_of_ttt_may_name_the_prompt():
     assert study.said("--prompt {prompt}", combination)[1] == "a fish is bouncing on the snow"
 
 
+def test_losses_of_the_student_are_held_against_the_teachers(model_folder, monkeypatch):
+    """With the motion's prompt as target, a student that is the motion's teacher equals it."""
+    monkeypatch.setattr(student, "DRAWS", 1)
+    model, generator = load_model(model_folder), torch.Generator().manual_seed(0)
+    add_lora(model.unet, "spatial", (1, 7), rank=2, dropout=0, name="spatial_reference")  # does 0
+    for name in ("temporal_reference", "joined"):
+        add_lora(model.unet, "temporal", (1, 7), rank=2, dropout=0, name=name)
+    pairs = [module.adapters for _, module in adapted(model.unet) if "joined" in module.adapters]
+    for pair in pairs:
+        torch.nn.init.normal_(pair["joined"].up.weight, std=0.3, generator=generator)
+        pair["temporal_reference"].load_state_dict(pair["joined"].state_dict())
+    moving = "an object is moving up"
+    stage = joining(model, moving, "a fish is doing something", moving,
+                    recipe("ttt", "tiny") | {"frames": 3, "reference_steps": 2})
+    same = student.preservation(stage)
+    assert same["motion loss above the teacher's, before"] == 0
+    assert same["change of motion loss"] == same["change of appearance loss"] == 0
+    assert abs(same["appearance loss above the teacher's, before"]) > 0.01
+
+    for pair in pairs:
+        pair["joined"].up.weight.data.mul_(3)
+    worse = student.preservation(stage)
+    assert worse["motion loss above the teacher's, before"] == 0
+    assert worse["change of motion loss"] > 0.01
+
+
+def test_ttt_alone_is_refused(monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["study", "--stages", "ttt"])
+    with pytest.raises(UserError, match="--stages: .*all three"):
+        study.main()
+
+
 def test_it_trains_scores_and_resumes(tmp_path, monkeypatch, model_folder, capsys):
     quick = "--steps 1 --rank 2 --frames 4"
     monkeypatch.chdir(model_folder.parent.parent)
@@ -74,7 +109,7 @@ def test_it_trains_scores_and_resumes(tmp_path, monkeypatch, model_folder, capsy
     assert scores.keys() == {*study.CONDITIONS, *study.CONTROLS, *study.REFERENCES, "student"}
     changes = scores["student"]
     assert 0 < changes["change of temporal weights"] < 0.1
-    # Adapters of one step do next to nothing: joined, they are as good as the motion's alone.
+    # One reference step leaves noise, on which prompts and adapters of one step tell little.
     assert abs(changes["motion loss above the teacher's, before"]) < 0.05
     assert 0 < abs(changes["change of motion loss"]) < 0.05
 

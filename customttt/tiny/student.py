@@ -3,7 +3,6 @@
 The UNet holds the teachers and, as one adapter, the student that they trained.
 """
 
-import json
 import math
 from pathlib import Path
 
@@ -16,7 +15,6 @@ from ..diffusion import add_noise
 from ..lora import active
 from ..losses import noise_loss
 from ..model import Model
-from ..sampling import initial_noise
 from ..stages import TestTimeTraining
 from .judge import as_pixels
 from .scores import Combination
@@ -48,14 +46,6 @@ def noise_change(model: Model, combination: Combination, frames: Tensor) -> floa
                 predicted.append(model.unet(x_t, t, text))
     before, after = torch.cat(before), torch.cat(after)
     return ((after - before).norm() / before.norm()).item()
-
-
-def joining(model: Model, combination: Combination, told: dict) -> TestTimeTraining:
-    """The stage that trained a joined adapter. `told`: the adapter's metadata."""
-    settings = json.loads(told["recipe"])
-    shape = initial_noise(model, settings["frames"], settings["size"], seed=0).shape
-    prompts = [combination.prompt, told["appearance_prompt"], told["motion_prompt"], ""]
-    return TestTimeTraining(model.unet, shape, *model.encode_text(prompts).split(1), settings)
 
 
 @torch.no_grad()

@@ -38,11 +38,12 @@ from ..lora_files import load_lora
 from ..model import Model, load_model
 from ..recipes import STAGES, recipe, recipe_name
 from ..sampling import decode_frames, sample_video
+from ..stages import joining
 from ..video import contact_sheet, write_video
 from .judge import Judge
 from .motions import HELD_OUT_MOTIONS
 from .scores import (METRICS, STILL, Combination, combinations, other_motion, other_subject, score)
-from .student import (STUDENT, TEACHERS, UNSEEN_SEED, change, joining, noise_change, preservation)
+from .student import STUDENT, TEACHERS, UNSEEN_SEED, change, noise_change, preservation
 from .subjects import HELD_OUT_SUBJECTS, Subject
 from .world import SCENES, make_clip, render
 
@@ -144,7 +145,9 @@ def examine(args: argparse.Namespace, combination: Combination) -> dict[str, dic
         if condition in clips:
             scores[name] = score(judge, wrong, clips[condition], args.seed)
     if "joined" in adapters:
-        stage = joining(model, combination, read_metadata(joined))
+        told = read_metadata(joined)
+        stage = joining(model, combination.prompt, told["appearance_prompt"],
+                        told["motion_prompt"], json.loads(told["recipe"]))
         drawn = stage.references(Generator().manual_seed(UNSEEN_SEED))
         for name, (z_f, t_f) in zip(REFERENCES, drawn):
             if t_f < 0:     # clean
@@ -171,7 +174,7 @@ def sample(args: argparse.Namespace, model: Model, combination: Combination,
         frames = sample_video(model, combination.prompt, steps=settings["sampling_steps"],
                               guidance=settings["guidance"], size=settings["size"],
                               seed=args.seed + 1)
-    if "joined" not in on:
+    if on != STUDENT:
         with writing(kept) as temporary:
             torch.save(frames, temporary)
     return frames
@@ -230,6 +233,8 @@ def main() -> None:
         parser.add_argument(f"--{stage}", default="", metavar="FLAGS", help="of that stage")
     args = parser.parse_args()
     args.output /= f"seed-{args.seed}"
+    if "ttt" in args.stages and len(set(args.stages)) < len(STAGES):
+        raise UserError("--stages: ttt joins what the other two have trained; give all three")
     if "ttt" not in args.stages:
         args.name = "+".join(args.stages) + "-only"
     chosen = combinations(args.start, args.combinations)
