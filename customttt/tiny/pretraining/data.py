@@ -11,13 +11,13 @@ from einops import rearrange
 from torch import Generator, Tensor
 from tqdm import trange
 
-from ..errors import writing
-from ..tokenizer import END, START, Tokenizer, byte_symbols
-from ..vae import VAE
-from . import world
-from .chance import uniform
+from ...errors import writing
+from ...model.tokenizer import END, START, Tokenizer, byte_symbols
+from ...model.vae import VAE
+from ..world import clips as world
+from ..world.chance import uniform
+from ..world.clips import Clip
 from .judge import as_pixels
-from .world import Clip
 
 
 def make_tokenizer(length: int = 77) -> Tokenizer:

@@ -6,7 +6,7 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
-from . import subjects, world
+from ..world import clips as world, subjects
 from .parts import load_clip
 
 
