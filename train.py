@@ -24,8 +24,9 @@ from customttt.errors import UserError, run
 from customttt.files.lora_files import load_lora
 from customttt.lora import active, add_lora
 from customttt.media.clips import as_frames, contact_sheet, write_video
-from customttt.media.images import (IMAGE_ENDINGS, VIDEO_ENDINGS, caption_beside, find_files,
-                                    read_image, read_video, to_square)
+from customttt.media.find import IMAGE_ENDINGS, VIDEO_ENDINGS, caption_beside, find_files
+from customttt.media.images import read_image, to_square
+from customttt.media.videos import read_video
 from customttt.model.model import Model
 from customttt.recipes import STAGES
 from customttt.run.loop import Run, check_folder, fit

@@ -12,8 +12,17 @@ import torch
 from tqdm import tqdm
 
 
+UNFINISHED = ".writing-"        # how the names of files begin that are being written
+
+
 class UserError(Exception):
     """Bad input: one sentence that names the file or the flag and says what to do."""
+
+
+def in_words(error: Exception) -> str:
+    """What an exception says, in one line."""
+    said = " ".join(str(getattr(error, "strerror", None) or error).split())
+    return said[:200] or type(error).__name__
 
 
 def run(main) -> None:
@@ -52,11 +61,11 @@ def writing(path: str | Path):
     temporary = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=".writing-",
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=UNFINISHED,
                                              suffix=path.suffix)
         os.close(handle)
         yield Path(temporary)
-        with open(temporary, "rb") as written:
+        with open(temporary, "rb+") as written:       # Windows flushes only what may be written
             os.fsync(written.fileno())
         os.chmod(temporary, 0o666 & ~_umask())      # mkstemp's 0600 would hide it from others
         os.replace(temporary, path)
@@ -82,6 +91,16 @@ class _OnlyAsked(Exception):
     pass
 
 
+def clear_leftovers(folder: Path) -> None:
+    """Remove what `writing` had not finished in a folder when its process was killed.
+
+    For a folder that nobody else writes to now: a run's, under its lock.
+    """
+    for path in folder.glob(f"{UNFINISHED}*"):
+        with contextlib.suppress(OSError):
+            path.unlink()
+
+
 def _umask() -> int:
     mask = os.umask(0)
     os.umask(mask)
@@ -92,6 +111,8 @@ def _disk_reason(error: Exception) -> str | None:
     """What the disk said, also where a library wrapped it in an exception of its own."""
     if isinstance(error, OSError):
         return error.strerror or str(error)
+    if "(os error 112)" in str(error):      # Windows's number, as safetensors passes it on
+        return os.strerror(errno.ENOSPC)
     for code in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO):
         if os.strerror(code) in str(error):
             return os.strerror(code)
