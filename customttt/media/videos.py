@@ -69,13 +69,11 @@ def read_video(path: str | Path, frames: int, fps: float, size: int) -> Tensor:
                         f"save it as an mp4") from error
     if len(kept) == frames:
         return torch.stack(kept, dim=1)
-    need = f"{frames} frames at {fps:g} fps are needed ({frames / fps:.2f} seconds)"
-    if is_cut(path) or length is not None and end < 0.95 * length - 0.1:
-        of = f" of {length:.2f}" if length is not None else ""
-        raise UserError(f"{path}: truncated: {end:.2f}{of} seconds are there, and {need}; fetch it "
-                        f"again")
-    raise UserError(f"{path}: too short: {end:.2f} seconds are {len(kept)} frames, and {need}; "
-                    f"give a longer video or a higher --fps")
+    cut = is_cut(path) or length is not None and end < 0.95 * length - 0.1
+    raise UserError(f"{path}: {'truncated' if cut else 'too short'}: {end:.2f} seconds are "
+                    f"{len(kept)} frames at {fps:g} fps, and {frames} are needed "
+                    f"({frames / fps:.2f} seconds); "
+                    + ("fetch it again" if cut else "give a longer video or a higher --fps"))
 
 
 def is_cut(path: Path) -> bool:
