@@ -9,7 +9,7 @@ import torch
 
 from customttt.errors import UserError
 from customttt.files.load import load_model
-from customttt.lora import adapted, add_lora
+from customttt.lora import add_lora, with_lora
 from customttt.recipes import STAGES, recipe
 from customttt.stages import joining
 from customttt.tiny.pretraining.judge import Judge
@@ -66,13 +66,13 @@ def test_losses_of_the_student_are_held_against_the_teachers(model_folder, monke
     """With the motion's prompt as target, a student that is the motion's teacher equals it."""
     monkeypatch.setattr(student, "DRAWS", 1)
     model, generator = load_model(model_folder), torch.Generator().manual_seed(0)
-    add_lora(model.unet, "spatial", (1, 7), rank=2, dropout=0, name="spatial_reference")  # does 0
-    for name in ("temporal_reference", "joined"):
+    add_lora(model.unet, "spatial", (1, 7), rank=2, dropout=0, name="spatial_teacher")  # does 0
+    for name in ("temporal_teacher", "joined"):
         add_lora(model.unet, "temporal", (1, 7), rank=2, dropout=0, name=name)
-    pairs = [module.adapters for _, module in adapted(model.unet) if "joined" in module.adapters]
+    pairs = [module.loras for _, module in with_lora(model.unet) if "joined" in module.loras]
     for pair in pairs:
         torch.nn.init.normal_(pair["joined"].up.weight, std=0.3, generator=generator)
-        pair["temporal_reference"].load_state_dict(pair["joined"].state_dict())
+        pair["temporal_teacher"].load_state_dict(pair["joined"].state_dict())
     moving = "an object is moving up"
     stage = joining(model, moving, "a fish is doing something", moving,
                     recipe("ttt", "tiny") | {"frames": 3, "reference_steps": 2})
