@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from customttt.recipes import PAPER
+from customttt.recipes import SAMPLING
+from customttt.stages import STAGES
 
 ROOT = Path(__file__).parent.parent
 DOCS = [ROOT / "README.md", ROOT / "weights" / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -39,12 +40,15 @@ def test_functions_named_in_the_method_exist():
     ("temporal", "steps", 500), ("temporal", "learning_rate", 5e-5),
     ("ttt", "steps", 30), ("ttt", "learning_rate", 1e-6), ("ttt", "reference_steps", 5),
     ("spatial", "spatial_layers", (2, 6)), ("temporal", "temporal_layers", (2, 5)),
-    *((stage, key, value) for stage in ("spatial", "temporal", "ttt") for key, value in
-      (("rank", 32), ("dropout", 0.1), ("betas", (0.9, 0.99)), ("weight_decay", 0.1))),
+    *((stage, "rank", 32) for stage in ("spatial", "temporal")),
+    *((stage, key, value) for stage in STAGES for key, value in
+      (("dropout", 0.1), ("betas", (0.9, 0.99)), ("weight_decay", 0.1))),
     *(("sampling", key, value) for key, value in (("sampling_steps", 25), ("guidance", 9.0),
       ("frames", 16), ("size", 256), ("fps", 8.0)))])
 def test_the_recipe_has_the_supplements_numbers(stage, key, value):
-    assert PAPER[stage][key] == value
+    recipe = SAMPLING if stage == "sampling" else STAGES[stage].recipe
+    setting = recipe.full[key]
+    assert setting.value == value and setting.source.startswith("supplement")
 
 
 def test_no_document_or_source_names_a_path_of_one_machine():
