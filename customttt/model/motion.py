@@ -58,8 +58,8 @@ class MotionModule(nn.Module):
         self.block = TemporalBlock(channels, config.heads)
         self.proj_out = nn.Linear(channels, channels)
 
-    def forward(self, x: Tensor, frames: int) -> Tensor:
-        """((b f) c h w) -> the same shape."""
-        y = rearrange(self.norm(x), "(b f) c h w -> (b h w) f c", f=frames)
+    def forward(self, x: Tensor, clips: int) -> Tensor:
+        """((b f) c h w), b = `clips` -> the same shape."""
+        y = rearrange(self.norm(x), "(b f) c h w -> (b h w) f c", b=clips)
         y = self.proj_out(self.block(self.proj_in(y)))
         return x + rearrange(y, "(b h w) f c -> (b f) c h w", h=x.shape[2], w=x.shape[3])

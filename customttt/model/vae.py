@@ -78,14 +78,15 @@ class Stage(nn.Module):
         return x
 
 
-class DownsampleRight(nn.Conv2d):
+class DownsampleRight(nn.Module):
     """(n c H W) -> (n c H/2 W/2), padded on the right and the bottom only."""
 
     def __init__(self, channels: int):
-        super().__init__(channels, channels, 3, stride=2)
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, stride=2)
 
     def forward(self, x: Tensor) -> Tensor:
-        return super().forward(F.pad(x, (0, 1, 0, 1)))
+        return self.conv(F.pad(x, (0, 1, 0, 1)))
 
 
 class Middle(nn.Module):
