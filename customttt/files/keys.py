@@ -32,6 +32,10 @@ def is_motion(name: str) -> bool:
     return ".motion_modules." in name
 
 
+def is_image(name: str) -> bool:
+    return not is_motion(name)
+
+
 def is_dropped(key: str) -> bool:
     return any(re.fullmatch(pattern, key) for pattern in DROPPED)
 

@@ -64,6 +64,19 @@ class LoRAFile:
         return 2 * (len(self.unet) + len(self.text))
 
 
+def find_lora(path: str | Path) -> Path:
+    """A LoRA file; of a folder, the `adapter.safetensors` that train.py left in it.
+
+    Raises UserError where there is none.
+    """
+    path = Path(path)
+    file = path / "adapter.safetensors" if path.is_dir() else path
+    if not file.is_file():
+        raise UserError(f"{path}: no such file" if file == path else
+                        f"{path}: no adapter.safetensors in this folder; train.py writes it")
+    return file
+
+
 def save_lora(unet: UNet, path: str | Path, metadata: dict | None = None,
               names: tuple[str, ...] = ("spatial", "temporal")) -> None:
     """Write the adapters of these names to a safetensors file.

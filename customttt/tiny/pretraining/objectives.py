@@ -18,7 +18,8 @@ from torch import Generator, Tensor, nn
 from ...files import keys
 from ...files.configs import text_json, vae_json
 from ...files.load import WEIGHTS
-from ...files.save import save_part, save_tokenizer
+from ...files.save import save_part
+from ...files.tokenizers import save_tokenizer
 from ...model.clip import CLIP
 from ...model.config import TextConfig, VAEConfig, VisionConfig
 from ...model.tokenizer import Tokenizer
