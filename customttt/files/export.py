@@ -95,7 +95,7 @@ def export(lora: str | Path, target: str, output: str | Path | None = None) -> d
 
     They go into `output` (default: beside the LoRA), tensors unchanged. Raises UserError.
     """
-    path = find_lora(lora)
+    path = find_lora(lora, "export")
     pairs = read_pairs(path)
     if target == "kohya" and any(kind_of(name) == "temporal" for name in pairs):
         raise UserError(f"{path}: adapts motion modules, which no tool reads from a kohya file; "

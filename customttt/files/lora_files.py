@@ -64,19 +64,6 @@ class LoRAFile:
         return 2 * (len(self.unet) + len(self.text))
 
 
-def find_lora(path: str | Path) -> Path:
-    """A LoRA file; of a folder, the `adapter.safetensors` that train.py left in it.
-
-    Raises UserError where there is none.
-    """
-    path = Path(path)
-    file = path / "adapter.safetensors" if path.is_dir() else path
-    if not file.is_file():
-        raise UserError(f"{path}: no such file" if file == path else
-                        f"{path}: no adapter.safetensors in this folder; train.py writes it")
-    return file
-
-
 def save_lora(unet: UNet, path: str | Path, metadata: dict | None = None,
               names: tuple[str, ...] = ("spatial", "temporal")) -> None:
     """Write the adapters of these names to a safetensors file.
@@ -125,6 +112,16 @@ def _free_name(module: nn.Module, stem: str) -> str:
     taken = {name for _, each in adapted(module) for name in each.adapters}
     return next(name for name in [stem, *(f"{stem}_{k}" for k in range(len(taken) + 1))]
                 if name not in taken)
+
+
+def find_lora(path: str | Path, flag: str, instead: str = "") -> Path:
+    """The LoRA file that is meant: a folder that train.py wrote means its adapter.safetensors."""
+    path = Path(path)
+    file = path / "adapter.safetensors" if path.is_dir() else path
+    if not file.is_file():
+        raise UserError(f"{flag} {path}: no LoRA file there; name one, or a folder that train.py "
+                        f"wrote" + (f", or {instead}" if instead else ""))
+    return file
 
 
 def read_lora(path: str | Path, unet: UNet, text_encoder: TextEncoder | None = None) -> LoRAFile:

@@ -212,7 +212,8 @@ def attend_in_fp32(unet: UNet) -> None:
         if isinstance(attention, Attention):
             for linear in (attention.to_q, attention.to_k, attention.to_v):
                 linear.register_forward_hook(lambda m, inputs, y: y.float())
-            attention.to_out.register_forward_pre_hook(lambda m, inputs: inputs[0].bfloat16())
+            attention.to_out.register_forward_pre_hook(
+                lambda m, inputs: inputs[0].to(m.weight.dtype))
 
 
 def show_frames(unet: UNet, shown: dict[str, Tensor]) -> None:
