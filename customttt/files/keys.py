@@ -102,9 +102,9 @@ def original_unet(name: str) -> str:
 
 
 def diffusers_vae(name: str) -> str:
-    """`encoder.stages.0.resnets.0.conv1.bias` -> `encoder.down_blocks.0.resnets.0.conv1.bias`."""
-    name = name.replace("encoder.stages.", "encoder.down_blocks.") \
-               .replace("decoder.stages.", "decoder.up_blocks.")
+    """`encoder.levels.0.resnets.0.conv1.bias` -> `encoder.down_blocks.0.resnets.0.conv1.bias`."""
+    name = name.replace("encoder.levels.", "encoder.down_blocks.") \
+               .replace("decoder.levels.", "decoder.up_blocks.")
     return replace(name, {
         ".middle.resnet_1.": ".mid_block.resnets.0.", ".middle.resnet_2.": ".mid_block.resnets.1.",
         ".middle.norm.": ".mid_block.attentions.0.group_norm.",
@@ -121,7 +121,7 @@ def modern_vae_key(key: str) -> str:
 
 def original_vae(name: str) -> str:
     """The VAE's names in a single-file checkpoint, from ours; the decoder counts backwards."""
-    if (at := re.match(r"(encoder|decoder)\.stages\.(\d)\.", name)) is not None:
+    if (at := re.match(r"(encoder|decoder)\.levels\.(\d)\.", name)) is not None:
         k = int(at[2]) if at[1] == "encoder" else 3 - int(at[2])
         inner = replace(name[at.end() - 1:], {
             ".resnets.": ".block.", ".conv_shortcut.": ".nin_shortcut."})

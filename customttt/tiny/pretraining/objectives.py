@@ -30,7 +30,7 @@ from .data import describe, draw_clips, draw_frames, fits, make_tokenizer
 from .judge import picture_caption
 from .parts import load_clip, load_vae, save_clip
 
-LATENT_DEVIATION = 0.5      # of the scaled latents; the note: 0.45 worked better than 1
+LATENT_DEVIATION = 0.5      # of the scaled latents
 
 
 @dataclass(frozen=True)
