@@ -50,7 +50,8 @@ def train(stage: Stage, args: argparse.Namespace) -> bool:
     return finished
 
 
-def parse(stage: Stage) -> argparse.Namespace:
+def parser_of(stage: Stage | None) -> argparse.ArgumentParser:
+    """The flags of a stage; None: those that all stages share."""
     parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--stage", choices=list(STAGES), help="default: all, one after the other")
@@ -64,9 +65,14 @@ def parse(stage: Stage) -> argparse.Namespace:
                         "0: never (default: %(default)s)")
     parser.add_argument("--gradient-checkpointing", action="store_true",
                         help="less memory, more time: each block runs again on the way back")
-    stage.add_flags(parser.add_argument_group(f"stage {stage.name}"))
-    add_recipe_flags(parser.add_argument_group(f"recipe of stage {stage.name}"), stage.recipe)
-    args, unknown = parser.parse_known_args()
+    if stage is not None:
+        stage.add_flags(parser.add_argument_group(f"stage {stage.name}"))
+        add_recipe_flags(parser.add_argument_group(f"recipe of stage {stage.name}"), stage.recipe)
+    return parser
+
+
+def parse(stage: Stage) -> argparse.Namespace:
+    args, unknown = parser_of(stage).parse_known_args()
     if unknown:
         raise UserError(f"{unknown[0]}: not a flag of --stage {stage.name}; leave it out, or see "
                         f"python train.py --stage {stage.name} --help")
@@ -80,15 +86,25 @@ def main() -> None:
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     first.add_argument("--stage", choices=list(STAGES))
     chosen = first.parse_known_args()[0].stage
-    stages = [STAGES[chosen]] if chosen else list(STAGES.values())
-    jobs = [(stage, parse(stage)) for stage in stages]
-    for stage, args in jobs:
-        if chosen is None:
-            print(f"\nstage {stage.name}")
-            if args.output is not None:
-                raise UserError("--output: goes with --stage")
-            args.resume &= (OUTPUT / stage.name / CHECKPOINT).exists()
+    if chosen is not None:
+        stage = STAGES[chosen]
+        args = parse(stage)
         args.output = args.output or OUTPUT / stage.name
+        train(stage, args)
+    else:
+        train_all()
+
+
+def train_all() -> None:
+    """The whole method, one stage after the other, each on what the ones before it left."""
+    parser_of(None).parse_known_args()      # for --help
+    runs = [(stage, parse(stage)) for stage in STAGES.values()]
+    for stage, args in runs:
+        if args.output is not None:
+            raise UserError("--output: goes with --stage")
+        args.output = OUTPUT / stage.name
+        args.resume &= (args.output / CHECKPOINT).exists()
+        print(f"\nstage {stage.name}")
         if not train(stage, args):
             return
 

@@ -9,11 +9,9 @@ import contextlib
 from collections.abc import Iterator, Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .errors import UserError
-from .model.blocks import Upsample
 from .model.unet import UNet
 
 PLACES = {"spatial": "spatial_transformers", "temporal": "motion_modules"}
@@ -39,12 +37,9 @@ class LoRA(nn.Module):
         nn.init.zeros_(self.up.weight)
         self.dropout = nn.Dropout(dropout)
         self.scale = scale
-        self.enlarge = 2 if isinstance(base, Upsample) else 1
         self.to(base.weight.device)
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.enlarge > 1:
-            x = F.interpolate(x, scale_factor=self.enlarge, mode="nearest")
         return self.scale * self.dropout(self.up(self.down(x.to(self.down.weight.dtype))))
 
     def delta(self) -> Tensor:

@@ -10,8 +10,9 @@ import torch
 from customttt.errors import UserError
 from customttt.files.load import load_model
 from customttt.lora import add_lora, with_lora
-from customttt.recipes import STAGES, recipe
-from customttt.stages import joining
+from customttt.recipes import TTT
+from customttt.run.data import Texts
+from customttt.stages import STAGES
 from customttt.tiny.pretraining.judge import Judge
 from customttt.tiny.study import student, study
 from customttt.tiny.study.scores import METRICS, combinations, other_motion, other_subject, score
@@ -74,16 +75,16 @@ def test_losses_of_the_student_are_held_against_the_teachers(model_folder, monke
         torch.nn.init.normal_(pair["joined"].up.weight, std=0.3, generator=generator)
         pair["temporal_teacher"].load_state_dict(pair["joined"].state_dict())
     moving = "an object is moving up"
-    stage = joining(model, moving, "a fish is doing something", moving,
-                    recipe("ttt", "tiny") | {"frames": 3, "reference_steps": 2})
-    same = student.preservation(stage)
+    texts = Texts(*model.encode_text([moving, "a fish is doing something", moving, ""]).split(1))
+    given = (model.unet, texts, (1, 4, 3, 16, 16), TTT.values(model.unet) | {"reference_steps": 2})
+    same = student.preservation(*given)
     assert same["motion loss above the teacher's, before"] == 0
     assert same["change of motion loss"] == same["change of appearance loss"] == 0
     assert abs(same["appearance loss above the teacher's, before"]) > 0.01
 
     for pair in pairs:
         pair["joined"].up.weight.data.mul_(3)
-    worse = student.preservation(stage)
+    worse = student.preservation(*given)
     assert worse["motion loss above the teacher's, before"] == 0
     assert worse["change of motion loss"] > 0.01
 
@@ -94,17 +95,23 @@ def test_ttt_alone_is_refused(monkeypatch):
         study.main()
 
 
+class Quick:
+    """A recipe of sampling."""
+
+    def values(self, unet):
+        return {"sampling_steps": 2, "guidance": 3, "size": 64}
+
+
 def test_it_trains_scores_and_resumes(tmp_path, monkeypatch, model_folder, capsys):
     quick = "--steps 1 --rank 2 --frames 4"
     monkeypatch.chdir(model_folder.parent.parent)
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    monkeypatch.setattr(study, "recipe", lambda *_: {"sampling_steps": 2, "guidance": 3,
-                                                     "size": 64})
+    monkeypatch.setattr(study, "SAMPLING", Quick())
     monkeypatch.setattr(student, "DRAWS", 2)
     [combination] = combinations(7, 1)
     study.write_data(tmp_path / "seed-1" / "data")
     scores = study.examine(argparse.Namespace(
-        model=model_folder, output=tmp_path / "seed-1", name="ttt", seed=1, stages=STAGES,
+        model=model_folder, output=tmp_path / "seed-1", name="ttt", seed=1, stages=list(STAGES),
         spatial=quick, temporal=quick, ttt="--steps 1 --reference-steps 1"), combination)
     assert scores.keys() == {*study.CONDITIONS, *study.CONTROLS, *study.REFERENCES, "student"}
     changes = scores["student"]
