@@ -103,7 +103,7 @@ def start_afresh(folder: Path) -> None:
     with writing(folder / "log.jsonl"):
         pass
     for old in (folder / CHECKPOINT, folder / "adapter.safetensors",
-                *folder.glob("adapter-[0-9]*.safetensors"), *folder.glob("sheet-[0-9]*.png")):
+                *folder.glob("adapter-[0-9]*.safetensors"), *folder.glob("sheet-[0-9]*.*")):
         old.unlink(missing_ok=True)
 
 

@@ -1,8 +1,10 @@
-"""The contact sheet of a run: a row of samples for each of some sets of LoRAs."""
+"""The contact sheet of a run: a row of samples for each of some sets of LoRAs; and as an animation,
+the rows side by side."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from ..diffusion import ddim, ddim_timesteps
@@ -19,7 +21,10 @@ def sheet_drawer(model: Model, prompt: str, settings: dict, seed: int,
                  rows: Sequence[tuple[str, ...]], above: Sequence[Tensor],
                  motion: bool) -> Callable[[Path], None]:
     """A function that writes the sheet: `above` (uint8 (f H W 3), what was learned from), then the
-    prompt sampled from one noise with each of `rows`, the LoRAs that are on."""
+    prompt sampled from one noise with each of `rows`, the LoRAs that are on.
+
+    Beside a sheet of clips goes a .gif, with what are rows of the sheet from left to right.
+    """
     text, empty = model.encode_text([prompt, ""]).split(1)
     noise = initial_noise(model, settings["frames"], settings["size"], stream_seed(seed, "sheet"))
     timesteps = ddim_timesteps(settings["sampling_steps"])
@@ -32,4 +37,13 @@ def sheet_drawer(model: Model, prompt: str, settings: dict, seed: int,
                              settings["guidance"], motion)
             clips.append(decode_frames(model, z))
         write_video(contact_sheet([clip[::max(1, len(clip) // COLUMNS)] for clip in clips]), path)
+        if motion:
+            write_video(side_by_side(clips, settings["frames"]), path.with_suffix(".gif"))
     return draw
+
+
+def side_by_side(clips: Sequence[Tensor], frames: int) -> Tensor:
+    """Clips and images, uint8 (f H W 3) of one size -> one clip (`frames` H' W' 3); a shorter one
+    begins again."""
+    return torch.cat([contact_sheet([torch.stack([clip[k % len(clip)] for clip in clips])])
+                      for k in range(frames)])
