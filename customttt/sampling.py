@@ -40,9 +40,10 @@ def initial_noise(model: Model, frames: int, size: int, seed: int) -> Tensor:
 def latent_shape(model: Model, frames: int, size: int) -> tuple[int, int, int, int, int]:
     """(1 4 f h w) of a clip of `size` by `size` pixels. Raises ValueError where it cannot be."""
     multiple = 8 * model.vae.factor
-    if size % multiple or size <= 0 or frames <= 0:
-        raise ValueError(f"size {size}, frames {frames}: the size must be a multiple of {multiple} "
-                         f"and both must be positive")
+    if size % multiple or size <= 0:
+        raise ValueError(f"the size must be a positive multiple of {multiple}, not {size}")
+    if frames <= 0:
+        raise ValueError(f"there must be at least one frame, not {frames}")
     side = size // model.vae.factor
     return 1, model.unet.config.latent_channels, frames, side, side
 

@@ -417,7 +417,7 @@ def test_a_saved_motion_adapter_keeps_its_version(version, tmp_path):
 
 
 def test_longer_clips_are_refused(model):
-    with pytest.raises(UserError, match="--frames 33: .*version 3.* at most 32; ask for fewer"):
+    with pytest.raises(UserError, match="--frames 33: .*version 3.* at most 32: ask for fewer"):
         check_size(model, {"size": 64, "frames": 33})
     with pytest.raises(ValueError, match="33 frames, .*version 3.* at most 32: ask for fewer"):
         model.unet(torch.zeros(1, 4, 33, 8, 8), torch.zeros(1), torch.zeros(1, 7, 96))

@@ -23,14 +23,13 @@ from torch import nn
 from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPTextModel
 
 import customttt
-from customttt.diffusion import add_noise, alpha_bar, ddim_timesteps
+from customttt.diffusion import add_noise, alpha_bar, ddim, ddim_timesteps, guided_noise
 from customttt.files import keys, save
 from customttt.files.random_model import random_model
 from customttt.lora import WithLoRA, lora_on, put_lora, with_lora
 from customttt.model.clip import CLIP
 from customttt.model.config import TextConfig, VisionConfig
 from customttt.model.unet import TimeEmbedding
-from customttt.sampling import ddim, guided_noise
 
 TOLERANCE = 1e-5
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")

@@ -13,6 +13,7 @@ from customttt.losses import debias, debiased_noise_loss, noise_loss
 from customttt.recipes import SPATIAL, TEMPORAL, TTT
 from customttt.run.data import Texts
 from customttt.run.loop import autocast
+from customttt.sampling import sample_latents
 from customttt.stages import STAGES, spatial_step, temporal_step, ttt_step
 
 FRAMES = 3
@@ -248,6 +249,21 @@ def test_debiased_adds_the_debiased_term(model):
         eps_hat = model.unet(add_noise(z, eps, t), t, text)
     assert plain == pytest.approx(noise_loss(eps_hat, eps).item(), rel=1e-6)
     assert both[0] - plain == pytest.approx(debiased_noise_loss(eps_hat, eps, k).item(), rel=1e-5)
+
+
+def test_sampling_takes_nine_prompts(model):
+    """The paper's probe: another prompt for one layer. Layers 3 and 5 read no text."""
+    def sample(prompts, guidance):
+        *_, z = sample_latents(model, prompts, steps=2, guidance=guidance, frames=2, size=64)
+        return z
+
+    for guidance in (1, 3):
+        plain = sample("a red star", guidance)
+        probed = {i: sample(["a blue fish" if i == k else "a red star" for k in range(9)], guidance)
+                  for i in range(9)}
+        changed = {i for i, z in probed.items() if (z - plain).abs().max() > 1e-4}
+        assert changed == {0, 1, 2, 4, 6, 7, 8}
+        assert torch.allclose(probed[3], plain, atol=1e-5)
 
 
 def test_streams_are_apart():

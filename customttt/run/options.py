@@ -10,7 +10,9 @@ from ..diffusion import STEPS
 from ..errors import UserError
 from ..files.load import load_model
 from ..model.model import Model
+from ..model.unet import check_clip_length
 from ..recipes import Recipe, is_full_size
+from ..sampling import latent_shape
 from .loop import DTYPES
 
 DEFAULT_MODEL = Path("weights/tiny")    # the embedded miniature
@@ -98,8 +100,10 @@ def check_numbers(settings: dict) -> None:
         for number in numbers:
             if isinstance(number, (bool, str)):
                 continue
-            if not math.isfinite(number) or number < 0 or number == 0 and key not in MAY_BE_ZERO:
-                raise UserError(f"{given}: must be positive" + " or 0" * (key in MAY_BE_ZERO))
+            if key in MAY_BE_ZERO and not 0 <= number < math.inf:
+                raise UserError(f"{given}: must be positive or 0")
+            if key not in MAY_BE_ZERO and not 0 < number < math.inf:
+                raise UserError(f"{given}: must be positive")
             if number >= BELOW.get(key, math.inf):
                 raise UserError(f"{given}: must be less than {BELOW[key]}")
         if key == "betas" and len(numbers) != 2:
@@ -117,11 +121,11 @@ def _flag(key: str) -> str:
 
 
 def check_size(model: Model, settings: dict) -> None:
-    multiple = 8 * model.vae.factor
-    if settings["size"] % multiple:
-        raise UserError(f"--size {settings['size']}: must be a multiple of {multiple}")
-    motion = model.unet.config.motion
-    if motion is not None and settings["frames"] > motion.max_frames:
-        raise UserError(f"--frames {settings['frames']}: this motion module (version "
-                        f"{motion.version}) was trained for at most {motion.max_frames}; ask for "
-                        f"fewer and join the clips in an editor")
+    """A clip of that size and length must suit the VAE and the motion module."""
+    try:
+        latent_shape(model, settings["frames"], settings["size"])
+        if model.unet.config.motion is not None:
+            check_clip_length(model.unet.config.motion, settings["frames"])
+    except ValueError as error:
+        raise UserError(f"--size {settings['size']}, --frames {settings['frames']}: "
+                        f"{error}") from error
