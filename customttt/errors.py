@@ -15,6 +15,10 @@ from tqdm import tqdm
 UNFINISHED = ".writing-"        # how the names of files begin that are being written
 
 
+LESS_MEMORY = ("try a smaller --size, fewer --frames or a smaller --batch-size, and when training "
+               "--gradient-checkpointing")
+
+
 class UserError(Exception):
     """Bad input: one sentence that names the file or the flag and says what to do."""
 
@@ -28,17 +32,74 @@ def in_words(error: Exception) -> str:
 def run(main) -> None:
     """Call `main()` as a command line: a UserError is printed without traceback, exit code 2."""
     warnings.showwarning = lambda message, *_: _say(f"warning: {message}")
+    with _steady_streams():
+        try:
+            main()
+        except UserError as error:
+            sys.exit(_fail(str(error), code=2))
+        except torch.OutOfMemoryError:
+            sys.exit(_fail(f"the GPU's memory is full; {LESS_MEMORY}", code=2))
+        except MemoryError:
+            sys.exit(_fail(f"the memory is full; {LESS_MEMORY}", code=2))
+        except OSError as error:
+            sys.exit(_fail(f"{error.filename or 'a file'}: {in_words(error)}", code=2))
+        except RuntimeError as error:
+            if "allocate memory" not in str(error):     # what torch says on a CPU
+                raise
+            sys.exit(_fail(f"the memory is full; {LESS_MEMORY}", code=2))
+        except KeyboardInterrupt:
+            sys.exit(_fail("stopped", code=130))
+
+
+class _Steady:
+    """A stream whose end nobody may hear: what cannot be written there is lost, and no work is."""
+
+    def __init__(self, stream):
+        self.stream = stream
+
+    def __getattr__(self, name: str):
+        return getattr(self.stream, name)
+
+    def write(self, text: str) -> int:
+        try:
+            return self.stream.write(text)
+        except (OSError, ValueError):       # the reader is gone; the stream is closed
+            self._to_nobody()
+        return len(text)
+
+    def flush(self) -> None:
+        try:
+            self.stream.flush()
+        except (OSError, ValueError):
+            self._to_nobody()
+
+    def _to_nobody(self) -> None:
+        with contextlib.suppress(OSError, ValueError), open(os.devnull, "w") as nobody:
+            os.dup2(nobody.fileno(), self.stream.fileno())
+
+
+@contextlib.contextmanager
+def _steady_streams():
+    """stdout and stderr that cannot end a command: closed ones, pipes that break, ASCII locales."""
+    for number in range(3):             # else a file of ours gets the number, and what is printed
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)
+    before = sys.stdout, sys.stderr
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:              # closed before Python began
+            stream = open(os.devnull, "w")
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
+        setattr(sys, name, _Steady(stream))
     try:
-        main()
-    except UserError as error:
-        sys.exit(_fail(str(error), code=2))
-    except torch.OutOfMemoryError:
-        sys.exit(_fail("the GPU's memory is full; try a smaller --size or fewer --frames, and when "
-                       "training --gradient-checkpointing", code=2))
-    except OSError as error:
-        sys.exit(_fail(f"{error.filename or 'a file'}: {error.strerror or error}", code=2))
-    except KeyboardInterrupt:
-        sys.exit(_fail("stopped", code=130))
+        yield
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        sys.stdout, sys.stderr = before
 
 
 def _fail(sentence: str, code: int) -> int:

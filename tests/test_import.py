@@ -28,6 +28,7 @@ from customttt.files.lora_files import read_lora
 from customttt.files.random_model import random_model
 from customttt.files.save import save_model
 from customttt.lora import with_lora
+from customttt.model.motion import positional_encoding
 from customttt.model import config
 from customttt.run.options import check_size
 

@@ -89,8 +89,8 @@ def save_lora(unet: UNet, path: str | Path, metadata: dict | None = None,
                 tensors[f"{target}.lora_up.weight"] = up.cpu().contiguous()
     if not tensors:
         raise ValueError(f"no LoRA called {' or '.join(names)} to save: add_lora comes first")
-    text = {key: value if isinstance(value, str) else json.dumps(value)
-            for key, value in (metadata or {}).items()}
+    text = {key: (value if isinstance(value, str) else json.dumps(value)).encode(
+        "utf-8", "replace").decode() for key, value in (metadata or {}).items()}
     with writing(path) as temporary:
         save_file(tensors, temporary, metadata={"format": "pt"} | text)
         sort_metadata(temporary)

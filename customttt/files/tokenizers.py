@@ -33,7 +33,8 @@ def read_tokenizer(folder: str | Path, length: int, room: int = 2 ** 20) -> Toke
                         f"encoder's table has them: it belongs to another model; fetch both again")
     if not all(isinstance(pair, (list, tuple)) and len(pair) == 2
                and all(isinstance(each, str) for each in pair) for pair in merges):
-        raise UserError(f"{folder}: not a CLIP vocabulary, its merges are not pairs; fetch it again")
+        raise UserError(f"{folder}: not a CLIP vocabulary: its merges are no pairs; fetch it "
+                        f"again")
     pad = _padding_token(folder)
     if pad not in vocabulary:
         raise UserError(f"{folder / 'tokenizer_config.json'}: pad_token is {shortened(pad)}, which "

@@ -13,6 +13,7 @@ VIDEO_ENDINGS = {".mp4", ".mov", ".m4v", ".mkv", ".webm", ".avi", ".wmv", ".asf"
                  ".mpg", ".mpeg", ".m2v", ".vob", ".ts", ".mts", ".m2ts", ".3gp", ".3g2", ".ogv",
                  ".mxf", ".y4m", ".gif", ".webp", ".apng", ".avifs"}
 HEIC = {".heic", ".heif", ".hif"}
+MOST_CHARACTERS = 10_000        # of a caption: a model reads 75 tokens of it
 MOST_NAMED = 6      # files left out that a warning names
 
 
@@ -66,7 +67,16 @@ def caption_beside(path: Path) -> str | None:
     """The text of the `.txt` file beside an image, a video or a folder, if there is one."""
     path = path.absolute()      # "." has a name too
     text = path.parent / f"{path.name}.txt" if path.is_dir() else path.with_suffix(".txt")
+    if not text.is_file():
+        return None
     try:
-        return " ".join(text.read_text(encoding="utf-8-sig").split()) if text.is_file() else None
+        with text.open(encoding="utf-8-sig") as file:
+            words = file.read(MOST_CHARACTERS + 1)
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{text}: cannot be read as UTF-8 text ({in_words(error)})") from error
+        raise UserError(f"{text}: cannot be read as UTF-8 text ({in_words(error)}); save it as "
+                        f"such") from error
+    if len(words) > MOST_CHARACTERS:
+        raise UserError(f"{text}: too long for a caption ({text.stat().st_size} bytes); say it in "
+                        f"{MOST_CHARACTERS} characters at most, of which the model reads the first "
+                        f"75 tokens")
+    return " ".join(words.split())
