@@ -1,7 +1,6 @@
 """checkpoint.pt of a run: everything that a resumed run needs to be the same run, bit for bit."""
 
 import io
-import json
 from pathlib import Path
 
 import torch
@@ -20,11 +19,10 @@ class State:
         self.run, self.optimizer, self.scaler, self.draws = run, optimizer, scaler, draws
         self.device, self.step, self.skipped = device, 0, 0
 
-    def described(self) -> dict[str, str]:
-        """What a resumed run must share with the one before it (but for the steps), as JSON."""
-        told = self.run.metadata | self.run.settings | {
+    def described(self) -> dict:
+        """What a resumed run must share with the one before it (but for the steps)."""
+        return self.run.metadata | self.run.settings | {
             "seed": self.run.seed, "precision": self.run.precision}
-        return {key: json.dumps(value) for key, value in told.items() if key != "recipe"}
 
     def save(self) -> None:
         """Write the checkpoint, and beside it what is trained so far."""
@@ -47,10 +45,11 @@ class State:
         folder, now = self.run.folder, self.described()
         content = read_checkpoint(folder / CHECKPOINT)
         before = content["run"]
-        changed = [key for key in now if key != "steps" and before.get(key) != now[key]]
+        changed = [key for key in now if key not in ("steps", "recipe")
+                   and before.get(key) != now[key]]
         if changed:
             raise UserError(f"--resume: {folder} was started with {changed[0]} = "
-                            f"{before.get(changed[0])}, not {now[changed[0]]}; give the same")
+                            f"{before.get(changed[0])!r}, not {now[changed[0]]!r}; give the same")
         if content["step"] > self.run.settings["steps"]:
             raise UserError(f"--steps {self.run.settings['steps']}: the run in {folder} has done "
                             f"{content['step']} already; give at least as many to --resume")
@@ -89,11 +88,10 @@ def check_folder(folder: Path, kind: str, resume: bool) -> None:
             raise UserError(f"--resume: no {CHECKPOINT} in {folder}; leave --resume out to start")
         return
     content = read_checkpoint(path)
-    done, steps, there = content["step"], content["run"]["steps"], json.loads(
-        content["run"]["kind"])
+    done, steps, there = content["step"], content["run"]["steps"], content["run"]["kind"]
     if there != kind:
         raise UserError(f"{folder}: holds a {there} run, not a {kind} one; give another --output")
-    if not resume and done < int(steps):
+    if not resume and done < steps:
         raise UserError(f"{folder}: an unfinished run (step {done} of {steps}); go on with "
                         f"--resume, or give another --output")
 

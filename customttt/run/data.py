@@ -6,7 +6,6 @@ Axes: n images or clips, f frames, H W pixels, h w latent rows and columns.
 import hashlib
 from argparse import ArgumentParser, Namespace
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
@@ -25,18 +24,9 @@ from ..media.images import (IMAGE_ENDINGS, VIDEO_ENDINGS, caption_beside, find_f
                             read_video, to_square)
 from ..model.model import Model
 from ..sampling import latent_shape
+from .stage import Job
 
 OUTPUT = Path("output")
-
-
-@dataclass
-class Job:
-    """A stage made ready: what its step learns from, and what is said about it."""
-
-    inputs: tuple           # of the step, between the UNet and the settings
-    prompt: str             # of the contact sheet; what the LoRA file says it is for
-    metadata: dict          # of the LoRA file
-    above: list[Tensor] = field(default_factory=list)   # uint8 (f H W 3): rows above the sheet's
 
 
 class Texts(NamedTuple):
@@ -86,9 +76,12 @@ def prepare_temporal(model: Model, settings: dict, args: Namespace) -> Job:
 def learn_from(model: Model, settings: dict, args: Namespace, kind: str, example: str, what: str,
                endings: set[str], read: Callable[[Path], Tensor]) -> Job:
     """The files of --data, read as (3 f H W) in [-1, 1], as latents; a fresh LoRA of this kind."""
-    given = args.data or [Path(args.model) / "examples" / example]
-    if args.data is None and not given[0].exists():
-        raise UserError(f"--data: name the {what}s to learn from")
+    given = args.data
+    if given is None:
+        given = [Path(args.model) / "examples" / example]
+        if not given[0].exists():
+            raise UserError(f"--data: name the {what}s to learn from")
+        print(f"data: {given[0]}, the model's own example")
     files = find_files(given, endings, what)
     prompts = prompts_of(args.prompt, files)
     pixels = torch.stack([read(file) for file in tqdm(files, desc=f"{what}s", leave=False)])
@@ -114,10 +107,9 @@ def prepare_ttt(model: Model, settings: dict, args: Namespace) -> Job:
         if read.get("kind") != kind:
             raise UserError(f"--{kind} {file}: holds a {read.get('kind', 'foreign')} LoRA, not "
                             f"what --stage {kind} trains")
-        if (base := read.get("base_model", model.name)) != model.name:
-            print(f"{file}: was trained on {base}, is used on {model.name}")
+        say_base(file, read, model)
         metadata |= {f"{kind}_layers": read[f"{kind}_layers"], f"{kind}_prompt": read["prompt"],
-                     f"{kind}_sha256": fingerprint([file]), "rank": read["rank"]}
+                     f"{kind}_sha256": fingerprint([file]), f"{kind}_rank": read["rank"]}
         above += kept_row(file)
 
     target, appearance, motion = joined_prompts(metadata, args)
@@ -141,6 +133,13 @@ def joined_prompts(metadata: dict, args: Namespace) -> tuple[str, str, str]:
         (args.motion_prompt, f"an object is {doing}")))
     print("target: {}\nappearance reference: {}\nmotion reference: {}".format(*prompts))
     return prompts
+
+
+def say_base(file: Path, metadata: dict, model: Model) -> None:
+    """Say where a LoRA was trained on another model than the one that it is used on."""
+    base = metadata.get("base_model", model.name)
+    if base != model.name:
+        print(f"{file}: was trained on {base}, is used on {model.name}")
 
 
 def require_motion(model: Model, instead: str = "") -> None:
