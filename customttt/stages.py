@@ -63,11 +63,11 @@ def ttt_step(unet: UNet, texts: Texts, shape: tuple[int, ...], settings: dict, d
         noise = draw.noise(shape, device)
         if settings["reference_noise"] == "one":        # every frame starts alike
             noise = noise[:, :, :1].expand(shape)
-        *_, z_s = ddim(unet, noise, texts.appearance, texts.empty, timesteps, guidance,
+        *_, z_s = ddim(unet, noise, texts.spatial_teacher, texts.empty, timesteps, guidance,
                        motion=False, t_end=t_ref)
     with lora_on(unet, "temporal_teacher"):
         noise = draw.noise(shape, device)
-        *_, z_t = ddim(unet, noise, texts.motion, texts.empty, timesteps, guidance,
+        *_, z_t = ddim(unet, noise, texts.temporal_teacher, texts.empty, timesteps, guidance,
                        motion=True, t_end=t_ref)
 
     with lora_on(unet, "spatial", "temporal"):

@@ -84,7 +84,7 @@ def test_the_whole_method_from_another_folder(trained):
         "sample.mp4", "spatial", "temporal", "ttt"]
     assert "prompt: a man is lifting\n        a man is running\n" in said["temporal"]
     assert "target: a bear is lifting\n" in said["ttt"]
-    assert "motion reference: an object is lifting\n" in said["ttt"]
+    assert "temporal teacher: an object is lifting\n" in said["ttt"]
     assert "prompt: a bear is lifting\n" in said["sample"]      # that of output/ttt, unasked
     assert "steps 2 (given); full size: 500 (supplement)" in said["spatial"]
     with av.open(str(folder / "output/sample.mp4")) as container:

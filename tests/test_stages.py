@@ -248,7 +248,8 @@ def test_debiased_adds_the_debiased_term(model):
     with torch.no_grad():
         eps_hat = model.unet(add_noise(z, eps, t), t, text)
     assert plain == pytest.approx(noise_loss(eps_hat, eps).item(), rel=1e-6)
-    assert both[0] - plain == pytest.approx(noise_loss(debias(eps_hat, k), debias(eps, k)).item(), rel=1e-5)
+    term = noise_loss(debias(eps_hat, k), debias(eps, k)).item()
+    assert both[0] - plain == pytest.approx(term, rel=1e-5)
 
 
 def test_sampling_takes_nine_prompts(model):

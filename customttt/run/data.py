@@ -33,8 +33,8 @@ class Texts(NamedTuple):
     """Text embeddings (1 77 d) of stage (c)."""
 
     target: Tensor
-    appearance: Tensor
-    motion: Tensor
+    spatial_teacher: Tensor
+    temporal_teacher: Tensor
     empty: Tensor
 
 
@@ -52,8 +52,8 @@ def add_ttt_flags(parser: ArgumentParser) -> None:
                             help=f"what --stage {kind} wrote, file or folder (default: "
                             f"%(default)s)")
     parser.add_argument("--prompt", help="what to join (default: the two stages' prompts joined)")
-    parser.add_argument("--appearance-prompt", help="of the appearance reference")
-    parser.add_argument("--motion-prompt", help="of the motion reference")
+    parser.add_argument("--appearance-prompt", help="of the spatial teacher")
+    parser.add_argument("--motion-prompt", help="of the temporal teacher")
 
 
 def prepare_spatial(model: Model, settings: dict, args: Namespace) -> Job:
@@ -120,7 +120,7 @@ def prepare_ttt(model: Model, settings: dict, args: Namespace) -> Job:
 
 
 def joined_prompts(metadata: dict, args: Namespace) -> tuple[str, str, str]:
-    """Of the target, the appearance reference, the motion reference: as given, or made of the two
+    """The target prompt and the teachers', spatial and temporal: as given, or made of the two
     stages' prompts."""
     subject, motion = metadata["spatial_prompt"], metadata["temporal_prompt"]
     doing = motion.partition(" is ")[2]         # "a man is lifting weights" -> "lifting weights"
@@ -131,7 +131,7 @@ def joined_prompts(metadata: dict, args: Namespace) -> tuple[str, str, str]:
         (args.prompt, f"{subject} is {doing}"),
         (args.appearance_prompt, f"{subject} is doing something"),
         (args.motion_prompt, f"an object is {doing}")))
-    print("target: {}\nappearance reference: {}\nmotion reference: {}".format(*prompts))
+    print("target: {}\nspatial teacher: {}\ntemporal teacher: {}".format(*prompts))
     return prompts
 
 

@@ -58,8 +58,8 @@ def preservation(unet: UNet, texts: Texts, shape: tuple[int, ...],
     For each of the two, how far the student's was above that of the teacher, under the teacher's
     prompt, before training, and how training changed it.
     """
-    teachers = {"appearance": (TEACHERS[:1], texts.appearance, False),
-                "motion": (TEACHERS[1:], texts.motion, True)}
+    teachers = {"appearance": (TEACHERS[:1], texts.spatial_teacher, False),
+                "motion": (TEACHERS[1:], texts.temporal_teacher, True)}
     student = {"before": (TEACHERS, texts.target, True), "after": (STUDENT, texts.target, True)}
     losses = {name: dict.fromkeys(("teacher", "before", "after"), 0.0) for name in teachers}
     draw, (_, t_ref) = Draws(UNSEEN_SEED), reference_timesteps(settings)
