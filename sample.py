@@ -18,7 +18,7 @@ from customttt.lora import merge_lora
 from customttt.media.clips import check_ending, check_fps, write_video
 from customttt.model.model import Model
 from customttt.recipes import SAMPLING
-from customttt.run.data import require_motion
+from customttt.run.data import require_motion, say_base
 from customttt.run.options import add_model_flags, add_recipe_flags, chosen_settings, open_model
 from customttt.sampling import decode_frames, sample_latents
 
@@ -80,9 +80,7 @@ def apply_loras(model: Model, loras: list[str | Path]) -> str | None:
         print(f"{path}: {file.tensors} tensors applied at scale {scale:g}")
         for sentence in file.notes:
             print(f"{path}: {sentence}")
-        base = file.metadata.get("base_model", model.name)
-        if base != model.name:
-            print(f"{path}: was trained on {base}, is used on {model.name}")
+        say_base(path, file.metadata, model)
         prompt = file.metadata.get("prompt", prompt)
     merge_lora(model.unet)
     merge_lora(model.text_encoder)

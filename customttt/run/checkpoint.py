@@ -22,11 +22,10 @@ class State:
         self.run, self.optimizer, self.scaler, self.draws = run, optimizer, scaler, draws
         self.device, self.step, self.skipped = device, 0, 0
 
-    def described(self) -> dict[str, str]:
-        """What a resumed run must share with the one before it (but for the steps), as JSON."""
-        told = self.run.metadata | self.run.settings | {
+    def described(self) -> dict:
+        """What a resumed run must share with the one before it (but for the steps)."""
+        return self.run.metadata | self.run.settings | {
             "seed": self.run.seed, "precision": self.run.precision}
-        return {key: json.dumps(value) for key, value in told.items() if key != "recipe"}
 
     def save(self) -> None:
         """Write the checkpoint, and beside it what is trained so far."""
@@ -49,10 +48,12 @@ class State:
         folder, now = self.run.folder, self.described()
         content = read_checkpoint(folder / CHECKPOINT)
         before = content["run"]
-        changed = [key for key in now if key != "steps" and before.get(key) != now[key]]
+        changed = [key for key in now if key not in ("steps", "recipe")
+                   and before.get(key) != now[key]]
         if changed:
             raise UserError(f"--resume: {folder} was started with {changed[0]} = "
-                            f"{before.get(changed[0])}, not {now[changed[0]]}; give the same")
+                            f"{before.get(changed[0])!r:.99}, not {now[changed[0]]!r:.99}; give "
+                            f"the same")
         if content["step"] > self.run.settings["steps"]:
             raise UserError(f"--steps {self.run.settings['steps']}: the run in {folder} has done "
                             f"{content['step']} already; give at least as many to --resume")
@@ -87,8 +88,9 @@ def read_checkpoint(path: Path) -> dict:
     """What `save` wrote: of types that the rest relies on. Raises UserError."""
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
-        json.loads(content["run"]["kind"])
-        if not is_whole(content["step"], 0, 2 ** 63) or int(content["run"]["steps"]) < 1:
+        json.dumps(content["run"])      # no tensors: each is compared
+        if not all(is_whole(steps, 0, 2 ** 63)
+                   for steps in (content["step"], content["skipped"], content["run"]["steps"])):
             raise ValueError("its number of steps is none")
         if not all(isinstance(each, Tensor) for each in content["parameters"].values()):
             raise ValueError("its parameters are no tensors")
@@ -111,11 +113,11 @@ def check_folder(folder: Path, kind: str, resume: bool) -> None:
             raise UserError(f"--resume: no {CHECKPOINT} in {folder}; leave --resume out to start")
         return
     content = read_checkpoint(path)
-    done, steps, there = content["step"], content["run"]["steps"], json.loads(
-        content["run"]["kind"])
+    done, steps, there = content["step"], content["run"]["steps"], content["run"].get("kind")
     if there != kind:
-        raise UserError(f"{folder}: holds a {there} run, not a {kind} one; give another --output")
-    if not resume and done < int(steps):
+        raise UserError(f"{folder}: holds a {there!s:.40} run, not a {kind} one; give another "
+                        f"--output")
+    if not resume and done < steps:
         raise UserError(f"{folder}: an unfinished run (step {done} of {steps}); go on with "
                         f"--resume, or give another --output")
 
