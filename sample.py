@@ -15,7 +15,7 @@ from tqdm import tqdm
 from customttt.errors import UserError, check_writable, run
 from customttt.files.lora_files import find_lora, load_lora
 from customttt.lora import merge_lora
-from customttt.media.clips import check_ending, write_video
+from customttt.media.clips import check_ending, check_fps, write_video
 from customttt.model.model import Model
 from customttt.recipes import SAMPLING
 from customttt.run.data import require_motion, say_base
@@ -45,6 +45,7 @@ def main() -> None:
     check_ending(args.output)
     model, _ = open_model(args)
     settings = chosen_settings(args, SAMPLING, model)
+    check_fps(args.output, settings["fps"])
     if args.motion:
         require_motion(model, instead="or sample images with --no-motion")
     loras = args.lora
@@ -62,6 +63,9 @@ def main() -> None:
                              settings["frames"], settings["size"], args.seed, args.negative_prompt,
                              motion=args.motion)
     *_, z = tqdm(latents, desc="sampling", total=settings["sampling_steps"], unit="step")
+    if not z.isfinite().all():
+        raise UserError("--precision: the video is not finite; try fp32, or a smaller scale of "
+                        "--lora")
     write_video(decode_frames(model, z), args.output, settings["fps"])
     print(f"written: {args.output}")
 

@@ -19,6 +19,7 @@ from customttt.draws import stream_seed
 from customttt.errors import UserError, run
 from customttt.run.checkpoint import CHECKPOINT, check_folder
 from customttt.run.data import OUTPUT
+from customttt.run.lock import locked
 from customttt.run.loop import Run, fit
 from customttt.run.options import add_model_flags, add_recipe_flags, chosen_settings, open_model
 from customttt.run.sheet import sheet_drawer
@@ -98,7 +99,9 @@ def main() -> None:
         if chosen is None:
             print(f"\nstage {stage.name}")
             args.resume &= (args.output / CHECKPOINT).exists()
-        if not train(stage, args):
+        with locked(args.output):
+            finished = train(stage, args)
+        if not finished:
             return
 
 

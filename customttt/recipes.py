@@ -54,7 +54,7 @@ TRAINING = {
     "betas": Setting((0.9, 0.99), "supplement", "of Lion", zero=True, below=1),
     "weight_decay": Setting(0.1, "supplement", "of Lion", zero=True),
 }
-FRESH_LORA = {"rank": Setting(32, "supplement", "of the LoRA")}
+FRESH_LORA = {"rank": Setting(32, "supplement", "of the LoRA", below=4097)}
 LEAST_TIMESTEP = {"least_timestep": Setting(
     0, "open: AMD draws from all", "training timesteps are drawn from here to 999", zero=True,
     below=STEPS)}

@@ -22,7 +22,8 @@ from customttt.errors import UserError
 from customttt.lora import add_lora
 from customttt.losses import noise_loss
 from customttt.media.clips import as_frames, write_video
-from customttt.media.images import read_image, read_video
+from customttt.media.images import read_image
+from customttt.media.videos import read_video
 from customttt.recipes import SPATIAL, TEMPORAL, TTT
 from customttt.run import loop
 from customttt.run.data import encode

@@ -4,6 +4,7 @@ Axes: n images or clips, f frames, H W pixels, h w latent rows and columns.
 """
 
 import hashlib
+import warnings
 from argparse import ArgumentParser, Namespace
 from collections.abc import Callable
 from pathlib import Path
@@ -16,17 +17,19 @@ from torch import Generator, Tensor
 from tqdm import tqdm
 
 from ..draws import stream_seed
-from ..errors import UserError
+from ..errors import UserError, in_words
 from ..files.lora_files import find_lora, load_lora
 from ..lora import add_lora
 from ..media.clips import as_frames, write_video
-from ..media.images import (IMAGE_ENDINGS, VIDEO_ENDINGS, caption_beside, find_files, read_image,
-                            read_video, to_square)
+from ..media.find import IMAGE_ENDINGS, VIDEO_ENDINGS, caption_beside, find_files
+from ..media.images import read_image, to_square
+from ..media.videos import read_video
 from ..model.model import Model
 from ..sampling import latent_shape
 from .stage import Job
 
 OUTPUT = Path("output")
+MOST_KEPT = 10_000      # squares of a data.png that a contact sheet repeats
 
 
 class Texts(NamedTuple):
@@ -107,6 +110,9 @@ def prepare_ttt(model: Model, settings: dict, args: Namespace) -> Job:
         if read.get("kind") != kind:
             raise UserError(f"--{kind} {file}: holds a {read.get('kind', 'foreign')} LoRA, not "
                             f"what --stage {kind} trains")
+        if lacking := {f"{kind}_layers", "prompt", "rank"} - read.keys():
+            raise UserError(f"--{kind} {file}: its metadata lacks {min(lacking)}; run --stage "
+                            f"{kind} again")
         say_base(file, read, model)
         metadata |= {f"{kind}_layers": read[f"{kind}_layers"], f"{kind}_prompt": read["prompt"],
                      f"{kind}_sha256": fingerprint([file]), f"{kind}_rank": read["rank"]}
@@ -152,7 +158,9 @@ def fingerprint(files: list[Path]) -> str:
     """SHA-256 of what a run learns from, so that it is not resumed with something else."""
     digest = hashlib.sha256()
     for file in files:
-        digest.update(file.read_bytes())
+        with file.open("rb") as opened:
+            while some := opened.read(2 ** 20):
+                digest.update(some)
     return digest.hexdigest()
 
 
@@ -182,7 +190,14 @@ def kept_row(lora: Path) -> list[Tensor]:
     row = lora.parent / "data.png"
     if not row.exists():
         return []
-    with Image.open(row) as image:
-        squares = [image.crop((x, 0, x + image.height, image.height))
-                   for x in range(0, image.width, image.height)]
-    return [as_frames(torch.stack([to_square(square, image.height) for square in squares]))]
+    try:
+        with Image.open(row, formats=["PNG"]) as image:
+            count, rest = divmod(image.width, image.height)
+            if rest or count > MOST_KEPT:
+                raise ValueError(f"{image.width} x {image.height} is no row of squares")
+            squares = [image.crop((k * image.height, 0, (k + 1) * image.height, image.height))
+                       for k in range(count)]
+            return [as_frames(torch.stack([to_square(each, image.height) for each in squares]))]
+    except Exception as error:      # it is for the eye alone
+        warnings.warn(f"{row}: not drawn ({in_words(error)})", stacklevel=2)
+        return []

@@ -6,13 +6,15 @@ from pathlib import Path
 
 import torch
 
-from ..errors import UserError
+from ..errors import UserError, in_words
 from ..files.load import load_model
+from ..media.find import MOST_CHARACTERS
 from ..model.model import Model
 from ..model.unet import check_clip_length
 from ..recipes import Recipe, Setting, is_full_size
 from ..sampling import latent_shape
 from .loop import DTYPES
+from .memory import check_memory
 
 DEFAULT_MODEL = Path("weights/tiny")    # the embedded miniature
 
@@ -22,6 +24,8 @@ def add_model_flags(parser: argparse.ArgumentParser) -> None:
                         help="model folder or single-file checkpoint (default: %(default)s)")
     parser.add_argument("--motion-module", metavar="FILE",
                         help="AnimateDiff motion module (default: M/motion_adapter)")
+    parser.add_argument("--motion-version", type=int, choices=[1, 2, 3],
+                        help="of a motion module that does not tell (default: 1)")
     parser.add_argument("--vae", metavar="FILE_OR_FOLDER", help="in place of the model's own VAE")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu",
                         help="cpu, cuda, cuda:1, ... (default: %(default)s)")
@@ -58,19 +62,35 @@ def open_model(args: argparse.Namespace) -> tuple[Model, str]:
     """Load the model that the flags name. Returns it with the precision that is used."""
     try:
         device = torch.device(args.device)
-        torch.empty(0, device=device)
+        torch.zeros(1, device=device).item()        # "meta" has shapes alone
     except Exception as error:
         raise UserError(f"--device {args.device}: this machine has no such device "
-                        f"({str(error).splitlines()[0]})") from error
+                        f"({in_words(error)})") from error
+    check_prompts(args)
     if not 0 <= args.seed < 2 ** 63:
         raise UserError(f"--seed {args.seed}: must be 0 or more, and less than 2^63")
     precision = args.precision or ("fp32" if device.type == "cpu" else "fp16")
     if precision == "fp16" and device.type == "cpu":
         raise UserError("--precision fp16: needs a GPU; on a CPU use fp32 or bf16")
-    model = load_model(args.model, args.motion_module, device, DTYPES[precision], args.vae)
+    model = load_model(args.model, args.motion_module, device, DTYPES[precision], args.vae,
+                       args.motion_version)
     if (motion := model.unet.config.motion) is not None:
         print(f"motion module: version {motion.version}, at most {motion.max_frames} frames")
     return model, precision
+
+
+def check_prompts(args: argparse.Namespace) -> None:
+    """Raise UserError for words that cannot be meant as a prompt."""
+    for name, text in vars(args).items():
+        if name.endswith("prompt") and text is not None:
+            try:
+                text.encode()
+            except UnicodeEncodeError as error:
+                raise UserError(f"{_flag(name)}: holds bytes that are no UTF-8 text; type it "
+                                f"again") from error
+            if len(text) > MOST_CHARACTERS:
+                raise UserError(f"{_flag(name)}: {len(text)} characters; give {MOST_CHARACTERS} at "
+                                f"most, of which the model reads the first 75 tokens")
 
 
 def chosen_settings(args: argparse.Namespace, recipe: Recipe, model: Model) -> dict:
@@ -87,6 +107,8 @@ def chosen_settings(args: argparse.Namespace, recipe: Recipe, model: Model) -> d
             print(f"  {name} {_said(setting)}; full size: {_said(full)}")
         settings[name] = setting.value
     check_together(model, settings)
+    training = "learning_rate" in settings
+    check_memory(model, settings, training, training and args.gradient_checkpointing)
     return settings
 
 
