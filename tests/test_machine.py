@@ -1,4 +1,4 @@
-"""Machines as they are: closed streams, ASCII locales, little memory, two runs, what a kill leaves."""
+"""Machines as they are: closed streams, ASCII locales, little memory, two runs, leftovers."""
 
 import fcntl
 import multiprocessing

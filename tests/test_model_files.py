@@ -255,6 +255,8 @@ def test_a_folder_of_animatediffpipeline(folder, tmp_path):
     unet.save_pretrained(apart / "unet")
     assert same(load_model(apart), other)
     assert load_model(apart).unet.config == other.unet.config
+    assert same(load_model(folder, motion_module=apart, vae=apart), load_model(
+        folder, motion_module=apart / "unet", vae=apart / "vae"))
 
 
 def test_a_bundled_embedding_is_named_and_the_lora_applies(tmp_path, model):

@@ -204,7 +204,9 @@ def floating(tensor: Tensor | Stored, device: torch.device | str, dtype: torch.d
         raise UserError(f"{file}: {key} holds no plain floating-point numbers; fetch the file "
                         f"again")
     value = tensor.to(device=device, dtype=dtype)
-    if value.numel() and not value.is_meta and not all(map(math.isfinite, value.detach().aminmax())):
+    if value.is_meta or not value.numel():
+        return value
+    if not all(map(math.isfinite, value.detach().aminmax())):
         raise UserError(f"{file}: {key} is not finite in {str(dtype).removeprefix('torch.')}; "
                         f"fetch the file again, or try --precision fp32")
     return value
