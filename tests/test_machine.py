@@ -220,5 +220,15 @@ def test_parameters_of_a_checkpoint_are_finite_and_of_their_shape(call, place):
         assert_refused(call("spatial", "--resume", "--steps", "2"), "checkpoint.pt", "as it was")
 
 
+def test_a_sheet_that_a_kill_left_undrawn_is_drawn(call, place):
+    """Killed after the last checkpoint and before the sheet of the same step."""
+    call("spatial", "--sheet-every", "1")
+    sheet = place / "out" / "sheet-000001.png"
+    whole = sheet.read_bytes()
+    sheet.unlink()
+    code, text = call("spatial", "--sheet-every", "1", "--resume")
+    assert code == 0 and sheet.read_bytes() == whole, text
+
+
 def test_unfinished_files_have_one_name():
     assert customttt.errors.UNFINISHED == ".writing-"

@@ -50,6 +50,12 @@ def wrong(key: str, value, file: str, right: str) -> UserError:
                      f"again")
 
 
+def clipped(key: str) -> str:
+    """A key that a sentence may hold: a spoilt file's may have any length, and any characters."""
+    key = key if key.isprintable() else ascii(key)
+    return key if len(key) <= 110 else f"{key[:107]}..."
+
+
 def shortened(value) -> str:
     """As Python writes it, in 40 characters of ASCII at most."""
     text = ascii(value)

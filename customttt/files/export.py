@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ..errors import UserError, run, writing
 from . import keys
+from .checks import clipped
 from .lora_files import find_lora, public_stem, split_key
 from .reading import floating, read_metadata, read_tensors, sort_metadata
 
@@ -129,7 +130,7 @@ def read_pairs(path: Path) -> Pairs:
     for key, tensor in read_tensors(path).items():
         name, part = split_key(key)
         if not name.startswith("layers.") or part == "alpha":
-            raise UserError(f"{path}: not a LoRA that train.py wrote ({key})")
+            raise UserError(f"{path}: not a LoRA that train.py wrote ({clipped(key)})")
         pairs.setdefault(name, {})[part] = floating(tensor, "cpu", tensor.dtype, key, path)
     if not pairs or any(len(pair) < 2 for pair in pairs.values()):
         raise UserError(f"{path}: not a whole LoRA; train it again")

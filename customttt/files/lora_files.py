@@ -19,6 +19,7 @@ from ..lora import put_lora, with_lora
 from ..model.clip import TextEncoder
 from ..model.unet import UNet
 from . import keys
+from .checks import clipped
 from .diagnose import kind_of
 from .peft import peft_config, peft_scale
 from .reading import floating, read_metadata, read_tensors, sort_metadata
@@ -140,7 +141,7 @@ def read_lora(path: str | Path, unet: UNet, text_encoder: TextEncoder | None = N
     tensors = read_tensors(path)
     for pattern, what in REFUSED.items():
         if (found := next((key for key in tensors if re.search(pattern, key)), None)) is not None:
-            raise UserError(f"{path}: {what} ({found}), which cannot be applied here")
+            raise UserError(f"{path}: {what} ({clipped(found)}), which cannot be applied here")
     targets = unet_stems(unet) | ({} if text_encoder is None else text_stems(text_encoder))
     modules, unknown = {}, []
     for key, tensor in tensors.items():
@@ -148,7 +149,8 @@ def read_lora(path: str | Path, unet: UNet, text_encoder: TextEncoder | None = N
         if stem not in targets:
             unknown.append(key)
         elif part in modules.setdefault(targets[stem], {"stem": stem}):
-            raise UserError(f"{path}: holds two LoRAs for one module ({key}); split it first")
+            raise UserError(f"{path}: holds two LoRAs for one module ({clipped(key)}); split it "
+                            f"first")
         else:
             modules[targets[stem]][part] = tensor
     if not modules and not unknown:
@@ -257,9 +259,10 @@ def _explain_unknown(path: Path, unknown: list[str], tensors: dict[str, Tensor],
                 f"{motion.version}"]
     if all(re.match(r"lora_te_|text_encoder\.|(text_model\.)?encoder\.", key) for key in unknown):
         raise UserError(f"{path}: {len(unknown)} tensors are for a text encoder that was not given "
-                        f"or is another one ({unknown[0]}, ...)")
+                        f"or is another one ({clipped(unknown[0])}, ...)")
     kind = kind_of(tensors)
     if kind is not None and kind[0] not in ("a LoRA", "a motion LoRA"):
         path = f"{path}: this is {kind[0]}; {kind[1]}"
+    named = ", ".join(map(clipped, unknown[:2])) + (", ..." if len(unknown) > 2 else "")
     raise UserError(f"{path}: not a LoRA for this model: {len(unknown)} keys belong nowhere "
-                    f"({', '.join(unknown[:3])}{', ...' if len(unknown) > 3 else ''})")
+                    f"({named})")

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ..errors import UserError, in_words, writing
 from . import keys
-from .checks import shortened
+from .checks import clipped, shortened
 
 
 PICKLED = (b"PK", b"\x80")      # how a file of torch.save begins: a zip file, or a pickle
@@ -219,4 +219,4 @@ def floating(tensor: Tensor | Stored, device: torch.device | str, dtype: torch.d
 
 
 def _listed(what: str, items: list[str]) -> str:
-    return f"{len(items)} {what}: " + ", ".join(items[:3]) + (", ..." if len(items) > 3 else "")
+    return f"{len(items)} {what}: " + ", ".join(map(clipped, items[:3])) + (", ..." if len(items) > 3 else "")

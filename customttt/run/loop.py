@@ -55,6 +55,7 @@ def fit(run: Run, resume: bool) -> bool:
     state = checkpoint.State(run, optimizer, scaler, Draws(run.seed), device)
     if resume:
         state.load()
+        _draw_if_due(run, state.step, device)   # a kill may have come before it
     else:
         checkpoint.start_afresh(run.folder)
 
@@ -84,8 +85,7 @@ def fit(run: Run, resume: bool) -> bool:
             if state.step % run.checkpoint_every == 0 or state.step == steps:
                 state.save()
                 saved = state.step
-            if run.sheet_every and (state.step % run.sheet_every == 0 or state.step == steps):
-                _draw(run, state.step, device)
+            _draw_if_due(run, state.step, device)
         if saved != state.step:     # Ctrl-C
             state.save()
     if state.step == steps:
@@ -135,7 +135,10 @@ def peak_memory(device: torch.device) -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9
 
 
-def _draw(run: Run, step: int, device: torch.device) -> None:
+def _draw_if_due(run: Run, step: int, device: torch.device) -> None:
+    """The contact sheet, every `sheet_every` steps and after the last one."""
+    if not run.sheet_every or step % run.sheet_every and step != run.settings["steps"]:
+        return
     run.module.eval()
     with torch.no_grad(), autocast(device, run.precision):
         run.draw_sheet(run.folder / f"sheet-{step:06}.png")
