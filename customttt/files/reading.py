@@ -219,4 +219,5 @@ def floating(tensor: Tensor | Stored, device: torch.device | str, dtype: torch.d
 
 
 def _listed(what: str, items: list[str]) -> str:
-    return f"{len(items)} {what}: " + ", ".join(map(clipped, items[:3])) + (", ..." if len(items) > 3 else "")
+    named = ", ".join(map(clipped, items[:3]))
+    return f"{len(items)} {what}: {named}" + (", ..." if len(items) > 3 else "")

@@ -48,7 +48,8 @@ def _in_folder(folder: Path, endings: set[str], what: str) -> list[Path]:
     named = ", ".join(left[:MOST_NAMED]) + (f" and {len(left) - MOST_NAMED} more"
                                             if len(left) > MOST_NAMED else "")
     if not used:
-        raise UserError(f"{folder}: no {what} in this folder" + (f": {named}" if left else ""))
+        raise UserError(f"{folder}: no {what} in this folder"
+                        + (f": {named}" if left else ""))
     if len({p.name.partition("_")[0] for p in of_trainers}) > 1:
         warnings.warn(f"{folder}: each {what} counts once, whatever number its folder's name begins "
                       f"with", stacklevel=3)
