@@ -30,7 +30,7 @@ from customttt.files.save import save_model
 from customttt.lora import with_lora
 from customttt.model.motion import positional_encoding
 from customttt.model import config
-from customttt.run.options import check_size
+from customttt.run.options import check_together
 
 ROOT = Path(__file__).parent.parent
 KEYS = Path(__file__).parent / "keys"
@@ -419,7 +419,7 @@ def test_a_saved_motion_adapter_keeps_its_version(version, tmp_path):
 
 def test_longer_clips_are_refused(model):
     with pytest.raises(UserError, match="--frames 33: .*version 3.* at most 32: ask for fewer"):
-        check_size(model, {"size": 64, "frames": 33})
+        check_together(model, {"size": 64, "frames": 33})
     with pytest.raises(ValueError, match="33 frames, .*version 3.* at most 32: ask for fewer"):
         model.unet(torch.zeros(1, 4, 33, 8, 8), torch.zeros(1), torch.zeros(1, 7, 96))
 
