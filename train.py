@@ -41,12 +41,14 @@ def train(stage: Stage, args: argparse.Namespace) -> bool:
 
     metadata = job.metadata | {"kind": stage.kind, "prompt": job.prompt, "base_model": model.name,
                                "scale": 1, "recipe": settings}
+    parameters = stage.parameters(model)
     finished = fit(Run(
-        args.output, model.unet, stage.parameters(model),
+        args.output, model.unet, parameters,
         step=partial(stage.step, model.unet, *job.inputs, settings),
         save=partial(stage.save, model), draw_sheet=draw_sheet, settings=settings,
         metadata=metadata, precision=precision, seed=args.seed,
-        checkpoint_every=args.checkpoint_every, sheet_every=args.sheet_every), args.resume)
+        checkpoint_every=args.checkpoint_every, sheet_every=args.sheet_every,
+        groups=stage.groups(parameters, settings)), args.resume)
     print(f"trained: {args.output / 'adapter.safetensors'}" if finished else
           "stopped and saved; go on with the same command and --resume")
     return finished
