@@ -108,15 +108,20 @@ def interval(values: Sequence[float]) -> tuple[float, float]:
     return statistics.mean(values), half
 
 
+def shown(values: Sequence[float], form: str = "{:.4f}") -> str:
+    """Mean and half of the 95% interval; of one value there is none."""
+    mean, half = interval(values)
+    return form.format(mean) + ("" if math.isnan(half) else f" ± {half:.4f}")
+
+
 def table(kind: str, results: list[dict]) -> str:
     """One row a condition: CLIP-T against p*, what it gains over no probe, the paper's figure."""
     lines = ["| p* in layer | CLIP-T(p*) | minus none | the paper |", "|---|---|---|---|"]
     for name in results[0]:
-        score = interval([each[name]["p*"] for each in results])
-        gain = interval([each[name]["p*"] - each["none"]["p*"] for each in results])
+        score = shown([each[name]["p*"] for each in results])
+        gain = shown([each[name]["p*"] - each["none"]["p*"] for each in results], "{:+.4f}")
         paper = f"{PAPER[kind][int(name)]:.3f}" if name.isdigit() else ""
-        lines.append("| {} | {:.4f} ± {:.4f} | {:+.4f} ± {:.4f} | {} |".format(
-            name, *score, *gain, paper))
+        lines.append(f"| {name} | {score} | {gain} | {paper} |")
     return "\n".join(lines)
 
 

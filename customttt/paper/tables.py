@@ -39,7 +39,7 @@ from .cache import Cache
 from .clip import Embedder, load_clip
 from .dreamvideo import WORD, load_dreamvideo, sample_dreamvideo
 from .metrics import clip_scores, fidelity_scores, open_image, reference_tracks
-from .probe import interval
+from .probe import shown
 from .systems import SYSTEMS
 from .tracks import TRACKERS, evaluation_package
 
@@ -153,10 +153,9 @@ def table(rows: list[Row], results: list[dict]) -> str:
     columns = list(results[0]["scores"])
     lines = ["| | " + " | ".join(columns) + " |", "|---" * (len(columns) + 1) + "|"]
     for row in rows:
-        cells = (interval([each["scores"][name] for each in results if each["row"] == row.name])
+        cells = (shown([each["scores"][name] for each in results if each["row"] == row.name])
                  for name in columns)
-        lines.append(f"| {row.name} | " + " | ".join("{:.3f} ± {:.3f}".format(*cell)
-                                                     for cell in cells) + " |")
+        lines.append(f"| {row.name} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
