@@ -56,7 +56,8 @@ def fit(run: Run, resume: bool) -> bool:
     state = checkpoint.State(run, optimizer, scaler, Draws(run.seed), device)
     if resume:
         state.load()
-        _draw_if_due(run, state.step, device)   # a kill may have come before it
+        if sheet_is_due(run, state.step):       # a kill may have come before it
+            _draw(run, state.step, device)
     else:
         checkpoint.start_afresh(run.folder)
 
@@ -86,7 +87,8 @@ def fit(run: Run, resume: bool) -> bool:
             if state.step % run.checkpoint_every == 0 or state.step == steps:
                 state.save()
                 saved = state.step
-            _draw_if_due(run, state.step, device)
+            if sheet_is_due(run, state.step):
+                _draw(run, state.step, device)
         if saved != state.step:     # Ctrl-C
             state.save()
     if state.step == steps:
@@ -136,10 +138,13 @@ def peak_memory(device: torch.device) -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9
 
 
-def _draw_if_due(run: Run, step: int, device: torch.device) -> None:
-    """The contact sheet, every `sheet_every` steps and after the last one."""
-    if not run.sheet_every or step % run.sheet_every and step != run.settings["steps"]:
-        return
+def sheet_is_due(run: Run, step: int) -> bool:
+    """Every `sheet_every` steps and after the last one."""
+    return bool(run.sheet_every) and step > 0 and (
+        step % run.sheet_every == 0 or step == run.settings["steps"])
+
+
+def _draw(run: Run, step: int, device: torch.device) -> None:
     run.module.eval()
     with torch.no_grad(), autocast(device, run.precision):
         run.draw_sheet(run.folder / f"sheet-{step:06}.png")

@@ -34,6 +34,7 @@ class Child:
                 out = os.open(said, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
                 os.dup2(out, 1)
                 os.dup2(out, 2)
+                sys.stdout, sys.stderr = (open(number, "w", closefd=False) for number in (1, 2))
                 sys.argv = [str(argument) for argument in arguments]
                 before()
                 run(sample.main if arguments[0] == "sample" else train.main)
