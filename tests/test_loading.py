@@ -357,7 +357,7 @@ def drop_five(tensors):
     (cut, ["not a whole safetensors file"]),
     (lambda file: file.write_bytes(b""), ["not a whole safetensors file"]),
     (lambda file: file.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:1\n"),
-     ["not a whole safetensors file"]),
+     ["a pointer of Git LFS"]),
     (partial(rewrite, lambda t: t.pop("conv_in.weight")), ["1 missing: conv_in.weight"]),
     (partial(rewrite, drop_five), ["5 missing: mid_block.resnets.0.", ", ..."]),
     (partial(rewrite, lambda t: t.update(stray=torch.zeros(2))), ["1 unknown: stray"]),

@@ -1,4 +1,4 @@
-"""A share of `python -m tests.nightly`, each part with a few of its cases: under a minute."""
+"""A share of `python -m tests.nightly`, each part with a few of its cases: about a minute."""
 
 import sys
 

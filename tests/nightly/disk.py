@@ -48,7 +48,7 @@ def disk(sizes: int, stages: tuple[str, ...] = STAGES) -> tuple[dict, list]:
     figures, faults = {"full": 0, "file too large": 0, "read-only": 0}, []
     with tempfile.TemporaryDirectory() as place:
         place = Path(place)
-        prepare(place)
+        prepare(place, stages)
         for name in stages:
             whole = place / "whole" / name
             most = sum(p.stat().st_size for p in whole.iterdir())

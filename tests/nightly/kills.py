@@ -67,7 +67,7 @@ def kills(count: int, stages: tuple[str, ...] = STAGES, seed: int = 0) -> tuple[
     rng = random.Random(seed)
     with tempfile.TemporaryDirectory() as place:
         place = Path(place)
-        prepare(place)
+        prepare(place, stages)
         while sum(done.values()) < count:
             name = stages[runs % len(stages)]
             folder, whole, runs = fresh(place / "killed"), place / "whole" / name, runs + 1

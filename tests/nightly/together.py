@@ -11,7 +11,7 @@ def together(rounds: int, stages: tuple[str, ...] = STAGES) -> tuple[dict, list]
     faults, pairs = [], 0
     with tempfile.TemporaryDirectory() as place:
         place = Path(place)
-        prepare(place)
+        prepare(place, stages)
         for name in stages * rounds:
             folder, pairs = fresh(place / "both"), pairs + 1
             both = [Child(stage(name, place, folder), place / f"said {k}") for k in range(2)]
