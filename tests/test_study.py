@@ -14,7 +14,7 @@ from customttt.recipes import TTT
 from customttt.run.data import Texts
 from customttt.stages import STAGES
 from customttt.tiny.pretraining.judge import Judge
-from customttt.tiny.study import student, study
+from customttt.tiny.study import search, student, study
 from customttt.tiny.study.scores import METRICS, combinations, other_motion, other_subject, score
 from customttt.tiny.world.clips import make_clip, render
 from customttt.tiny.world.motions import HELD_OUT_MOTIONS
@@ -89,6 +89,21 @@ def test_losses_of_the_student_are_held_against_the_teachers(model_folder, monke
     assert worse["change of motion loss"] > 0.01
 
 
+def test_the_search_scores_settings_and_probes_layers(tmp_path, monkeypatch, model_folder):
+    quick = "--steps 1 --rank 2 --frames 4"
+    monkeypatch.chdir(model_folder.parent.parent)
+    monkeypatch.setattr(study, "SAMPLING", Quick())
+    args = argparse.Namespace(model=model_folder, output=tmp_path, seed=1, images=1, combinations=1,
+                              spatial=quick, temporal=quick)
+    [combination] = combinations(3, 1)
+    off, on = (search.one_scale(args, scale, combination) for scale in (0, 100))
+    assert off.keys() == set(METRICS) and off != on
+    assert (tmp_path / "spatial" / "steps-1-rank-2-frames-4" / "spatial").is_dir()
+
+    monkeypatch.setattr(search, "PROBE_STEPS", 2)
+    assert search.probe_layer(args, 7).startswith("| 7 | ")
+
+
 def test_ttt_alone_is_refused(monkeypatch):
     monkeypatch.setattr(sys, "argv", ["study", "--stages", "ttt"])
     with pytest.raises(UserError, match="--stages: .*all three"):
@@ -113,7 +128,8 @@ def test_it_trains_scores_and_resumes(tmp_path, monkeypatch, model_folder, capsy
     scores = study.examine(argparse.Namespace(
         model=model_folder, output=tmp_path / "seed-1", name="ttt", seed=1, stages=list(STAGES),
         spatial=quick, temporal=quick, ttt="--steps 1 --reference-steps 1"), combination)
-    assert scores.keys() == {*study.CONDITIONS, *study.CONTROLS, *study.REFERENCES, "student"}
+    assert scores.keys() == {study.TRUTH, *study.CONDITIONS, *study.CONTROLS, *study.REFERENCES,
+                             "student"}
     changes = scores["student"]
     assert 0 < changes["change of temporal weights"] < 0.1
     # One reference step leaves noise, on which prompts and adapters of one step tell little.

@@ -5,7 +5,8 @@
 clip: CLIP's choice of subject, colour and scene on real frames, the other two attributes given.
 vae: the same choices on reconstructed frames, and the reconstructions' error.
 unet: the same choices on sampled images, each for a caption drawn at random.
-motion: subject and scene by CLIP, and the motion measured from the frames, on sampled clips.
+motion: the same on sampled clips, the motion measured from the frames, and how alike CLIP finds
+consecutive frames, beside rendered clips of the same captions.
 """
 
 import argparse
@@ -31,19 +32,25 @@ from .measure import classify_motion
 from .parts import load_image_unet, load_text_encoder, load_vae
 
 class Tally:
-    """Right answers by question; `print` gives each share with Wilson's 95% interval."""
+    """Answers by question; `print` gives the share of right ones with Wilson's 95% interval, or the
+    mean of numbers with a normal one."""
 
     def __init__(self):
         self.answers = {}
 
-    def add(self, question: str, right: bool) -> None:
-        self.answers.setdefault(question, []).append(right)
+    def add(self, question: str, answer: bool | float) -> None:
+        self.answers.setdefault(question, []).append(answer)
 
     def print(self) -> None:
-        for question, right in sorted(self.answers.items()):
-            low, high = wilson(sum(right), len(right))
-            print(f"{question:28} {sum(right) / len(right):6.1%}  [{low:.1%}, {high:.1%}]  "
-                  f"n = {len(right)}")
+        for question, answers in sorted(self.answers.items()):
+            n, mean = len(answers), statistics.mean(answers)
+            if isinstance(answers[0], bool):
+                low, high = wilson(sum(answers), n)
+                found = f"{mean:6.1%}  [{low:.1%}, {high:.1%}]"
+            else:
+                half = 1.96 * statistics.stdev(answers) / math.sqrt(n)
+                found = f"{mean:.3f} +- {half:.3f}"
+            print(f"{question:28} {found}  n = {n}")
 
 
 def wilson(right: int, n: int) -> tuple[float, float]:
@@ -130,6 +137,8 @@ def evaluate_samples(folder: Path, n: int, seed: int, guidance: float, frames: i
                 right = classify_motion(video) == clip.motion.word
                 tally.add("motion", right)
                 tally.add(f"motion, {clip.motion.word}", right)
+                for name, shown in (("samples", video), ("rendered", world.render(clip))):
+                    tally.add(f"consistency, {name}", judge.consistency(shown))
             kept.append(video)
     tally.print()
     if sheet is not None:

@@ -44,6 +44,11 @@ class Judge:
         """(f H W 3) uint8 -> (f d), unit vectors."""
         return self.clip.embed_images(as_pixels(frames))
 
+    def consistency(self, frames: Tensor) -> float:
+        """Mean cosine of the embeddings of consecutive frames, (f H W 3) uint8."""
+        embedded = self.embed_frames(frames)
+        return (embedded[1:] * embedded[:-1]).sum(1).mean().item()
+
     def choices(self, frames: Tensor, kind: str, colour: str | None, scene: str) -> dict[str, str]:
         """What (f H W 3) uint8 show, each attribute chosen with the other two given, by the mean
         cosine over the frames; no colour where the caption names none."""

@@ -93,4 +93,4 @@ def score(judge: Judge, combination: Combination, frames: Tensor, seed: int) -> 
             "CLIP-T": (embedded @ judge.embed_captions([combination.prompt]).T).mean().item(),
             "words": ((chosen["subject"] == subject.kind)
                       + (chosen["scene"] == combination.scene)) / 2,
-            "consistency": (embedded[1:] * embedded[:-1]).sum(1).mean().item()}
+            "consistency": judge.consistency(frames)}
