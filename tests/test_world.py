@@ -89,17 +89,36 @@ def test_motions_are_large(word, generator):
 def test_captions():
     still = motions.Motion("standing still", "standing still")
 
-    def clip(kind, colours, scene, names_colour):
+    def clip(kind, colours, scene):
         subject = subjects.Subject(kind, colours)
-        return world.Clip(subject, still, scene, (32.0, 32.0), 15.0, 0.0, 0, names_colour)
+        return world.Clip(subject, still, scene, (32.0, 32.0), 15.0, 0.0, 0)
 
-    orange = clip("ball", ("orange",), "snow", True)
+    orange = clip("ball", ("orange",), "snow")
     assert orange.caption == "an orange ball is standing still on the snow"
     assert orange.image_caption == "an orange ball on the snow"
-    teddy = clip("teddy bear", ("blue", "red", "white"), "night", False)
-    assert teddy.caption == "a teddy bear is standing still in the night"
-    fish = clip("fish", ("pink", "red", "blue"), "sea", True)
-    assert fish.image_caption == "a pink fish in the sea"
+    usual = clip("teddy bear", ("orange", "white", "green"), "night")
+    assert usual.caption == "a teddy bear is standing still in the night"
+    teddy = clip("teddy bear", ("blue", "red", "white"), "night")
+    assert teddy.caption == "a blue red white teddy bear is standing still in the night"
+    fish = clip("fish", ("orange", "blue", "white"), "sea")
+    assert fish.image_caption == "an orange blue white fish in the sea"
+
+
+def test_a_caption_tells_every_colouring_from_every_other():
+    """No colours mean the usual ones, and those are drawn often, others evenly."""
+    every = subjects.every_subject()
+    assert len({subject.words for subject in every}) == len(every)
+    for kind, colours in subjects.USUAL.items():
+        usual = subjects.Subject(kind, colours)
+        assert usual in every and usual.words == f"a {kind}"
+    assert not any(map(subjects.is_held_out, every))
+
+
+def test_what_clip_must_tell_apart_is_never_held_out(generator):
+    for clip in clips(generator, 500):
+        other = subjects.recoloured(generator, clip.subject)
+        assert other in subjects.every_subject() and other.kind == clip.subject.kind
+        assert 1 <= sum(a != b for a, b in zip(other.colours, clip.subject.colours)) <= 2
 
 
 def test_every_word_is_in_the_vocabulary(generator):
@@ -117,9 +136,9 @@ def test_every_attribute_is_drawn_evenly(generator):
         values = [attribute(c) for c in drawn]
         counts = [values.count(v) for v in set(values)]
         assert len(counts) == n and min(counts) > 0.8 * len(drawn) / n
-    named = [c.names_colour for c in drawn if c.subject.kind in subjects.COMPOSED]
-    assert 0.45 < sum(named) / len(named) < 0.55
-    assert all(c.names_colour for c in drawn if c.subject.kind in subjects.PLAIN)
+    usual = [c.subject.colours == subjects.USUAL[c.subject.kind] for c in drawn
+             if c.subject.kind in subjects.COMPOSED]
+    assert 0.35 < sum(usual) / len(usual) < 0.45
 
 
 # ------------------------------------------------------------------------------ held out
@@ -130,7 +149,7 @@ def test_held_out_subjects_never_occur_in_pretraining(generator):
     for kind in subjects.COMPOSED:
         own = [s for s in held_out if s.kind == kind]
         assert len(own) >= 2
-        drawn = {subjects.sample_subject(generator, kind).colours for _ in range(5000)}
+        drawn = {subjects.sample_subject(generator, kind).colours for _ in range(8000)}
         assert len(drawn) > 250  # of 8 * 7 * 6 = 336 colourings
         for colours in drawn:
             for subject in own:

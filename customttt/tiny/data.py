@@ -17,7 +17,10 @@ from ..vae import VAE
 from . import world
 from .chance import uniform
 from .judge import as_pixels
+from .subjects import COMPOSED, DRAWINGS
 from .world import Clip
+
+TAUGHT = (*DRAWINGS, *COMPOSED)     # composed kinds twice: they have three colours to learn
 
 
 def make_tokenizer(length: int = 77) -> Tokenizer:
@@ -45,7 +48,7 @@ def merge(symbols: tuple[str, ...], pair: tuple[str, str]) -> tuple[str, ...]:
 
 
 def describe(clip: Clip, generator: Generator, motion: float) -> tuple[str, tuple]:
-    """A caption of the clip, and the (kind, colour, scene) that it names; None where it does not.
+    """A caption of the clip, and the (subject, scene) that it says; None where it does not.
 
     `motion`: how often the motion word is said. One caption in ten leaves the subject open, one in
     ten the scene, so that short and general prompts mean something too.
@@ -53,10 +56,10 @@ def describe(clip: Clip, generator: Generator, motion: float) -> tuple[str, tupl
     def happens(probability: float) -> bool:
         return uniform(generator, 0, 1) < probability
 
-    kind, colour, scene = clip.subject.kind, clip.subject.colours[0] * clip.names_colour, clip.scene
-    text = clip.subject_caption
+    subject, scene = clip.subject, clip.scene
+    text = subject.words
     if happens(0.1):
-        text, kind, colour = "an object", None, None
+        text, subject = "an object", None
     if happens(motion):
         text += f" is {clip.motion.word}"
     elif happens(0.3):
@@ -67,11 +70,12 @@ def describe(clip: Clip, generator: Generator, motion: float) -> tuple[str, tupl
         text += f" {world.SCENES[scene]}"
     if happens(0.1):
         text = "a photo of " + text
-    return text, (kind, colour or None, scene)
+    return text, (subject, scene)
 
 
-def draw_clips(generator: Generator, n: int, scenes=tuple(world.SCENES)) -> list[Clip]:
-    return [world.sample_clip(generator, scenes=scenes) for _ in range(n)]
+def draw_clips(generator: Generator, n: int, scenes=tuple(world.SCENES),
+               kinds=tuple(DRAWINGS)) -> list[Clip]:
+    return [world.sample_clip(generator, kinds, scenes=scenes) for _ in range(n)]
 
 
 def draw_frames(generator: Generator, clips: list[Clip]) -> tuple[Tensor, list[int]]:
@@ -85,8 +89,9 @@ def render_frames(clips: list[Clip], at: list[int]) -> Tensor:
 
 
 def fits(named: list[tuple], clips: list[Clip]) -> Tensor:
-    """(images, captions) bool: whether nothing that the caption names is wrong for the image."""
-    truth = [(clip.subject.kind, clip.subject.colours[0], clip.scene) for clip in clips]
+    """(images, captions) bool: whether nothing that the caption says is wrong for the image. All
+    of a subject's colours count, since a caption names all or means the usual ones."""
+    truth = [(clip.subject, clip.scene) for clip in clips]
     return torch.tensor([[all(said in (None, true) for said, true in zip(caption, image))
                           for caption in named] for image in truth])
 
@@ -99,7 +104,7 @@ def cached_latents(path: Path, vae: VAE, count: int, seed: int,
     Encoded once: kept in `path`, to be deleted when the VAE changes.
     """
     generator = Generator().manual_seed(seed)
-    clips = draw_clips(generator, count)
+    clips = draw_clips(generator, count, kinds=TAUGHT)
     at = torch.randint(world.FRAMES, (count,), generator=generator).tolist()
     if path.is_file():
         return clips, at, torch.load(path, weights_only=True)

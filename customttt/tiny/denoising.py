@@ -23,6 +23,7 @@ from ..motion import MotionModule
 from ..save import motion_json, position_tables, save_part, unet_json
 from ..unet import UNet
 from . import motions, world
+from .chance import uniform
 from .data import cached_latents, describe
 from .objectives import Recipe, Stage
 from .parts import fill_motion, load_image_unet, load_text_encoder, load_vae
@@ -39,22 +40,26 @@ def crops_stage(folder: Path, work: Path, recipe: Recipe) -> Stage:
     shapes are what takes longest to learn, and most of a frame is scene."""
     unet = UNet(UNET)
     nn.init.zeros_(unet.conv_out.weight)
-    return image_stage(unet, folder, work, recipe, cropped=True)
+    return image_stage(unet, folder, work, recipe, whole=0)
 
 
 def unet_stage(folder: Path, work: Path, recipe: Recipe) -> Stage:
-    """The same UNet on whole frames."""
+    """The same UNet on whole frames; half of the steps are still on crops, which teach the parts'
+    colours."""
     unet = load_image_unet(folder)
     unet.requires_grad_(True)
-    return image_stage(unet, folder, work, recipe, cropped=False)
+    return image_stage(unet, folder, work, recipe, whole=0.5)
 
 
-def image_stage(unet: UNet, folder: Path, work: Path, recipe: Recipe, cropped: bool) -> Stage:
+def image_stage(unet: UNet, folder: Path, work: Path, recipe: Recipe, whole: float) -> Stage:
     """Text to image, on single frames of clips, so that a subject may be anywhere in the frame.
 
     A photo shows what its verb says; here a frame of "moving left" could be one of "moving right",
     so nothing would carry the verb to where motion modules can read it, once this UNet is frozen.
     Heads that are thrown away afterwards ask for it: which motion, from the means of some layers.
+
+    `whole`: the share of steps on whole frames. A step is on `batch` crops, or on a quarter as many
+    frames, which cost the same.
     """
     clips, at, latents = cached_latents(work / "frames.pt", load_vae(folder), recipe.examples,
                                         seed=11, frames=1)
@@ -69,7 +74,8 @@ def image_stage(unet: UNet, folder: Path, work: Path, recipe: Recipe, cropped: b
         return unet(x_t, t, text, motion=False)
 
     def loss(generator: Generator) -> Tensor:
-        n = recipe.batch
+        cropped = uniform(generator, 0, 1) >= whole
+        n = recipe.batch if cropped else recipe.batch // 4
         some = torch.randint(len(clips), (n,), generator=generator)
         captions = texts.draw([clips[k] for k in some], generator, motion=0.7)
         z = latents[some].float()

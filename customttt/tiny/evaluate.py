@@ -2,10 +2,11 @@
 
     python -m customttt.tiny.evaluate clip|vae|unet|motion --model weights/tiny
 
-clip: CLIP's choice of subject, colour and scene on real frames, the other two attributes given.
+clip: CLIP's choice of subject, scene and each part's colour on real frames, the others given.
 vae: the same choices on reconstructed frames, and the reconstructions' error.
 unet: the same choices on sampled images, each for a caption drawn at random.
-motion: subject and scene by CLIP, and the motion measured from the frames, on sampled clips.
+motion: the same on sampled clips, the motion measured from the frames, and how alike CLIP finds
+consecutive frames, beside rendered clips of the same captions.
 """
 
 import argparse
@@ -25,24 +26,31 @@ from ..sampling import ddim
 from ..video import as_frames, contact_sheet, write_video
 from . import subjects, world
 from .data import draw_clips, draw_frames
-from .judge import Judge
+from .judge import PARTS, Judge
 from .measure import classify_motion
 from .parts import load_image_unet, load_text_encoder, load_vae
 
+
 class Tally:
-    """Right answers by question; `print` gives each share with Wilson's 95% interval."""
+    """Answers by question; `print` gives the share of right ones with Wilson's 95% interval, or the
+    mean of numbers with a normal one."""
 
     def __init__(self):
         self.answers = {}
 
-    def add(self, question: str, right: bool) -> None:
-        self.answers.setdefault(question, []).append(right)
+    def add(self, question: str, answer: bool | float) -> None:
+        self.answers.setdefault(question, []).append(answer)
 
     def print(self) -> None:
-        for question, right in sorted(self.answers.items()):
-            low, high = wilson(sum(right), len(right))
-            print(f"{question:28} {sum(right) / len(right):6.1%}  [{low:.1%}, {high:.1%}]  "
-                  f"n = {len(right)}")
+        for question, answers in sorted(self.answers.items()):
+            n, mean = len(answers), statistics.mean(answers)
+            if isinstance(answers[0], bool):
+                low, high = wilson(sum(answers), n)
+                found = f"{mean:6.1%}  [{low:.1%}, {high:.1%}]"
+            else:
+                half = 1.96 * statistics.stdev(answers) / math.sqrt(n)
+                found = f"{mean:.3f} +- {half:.3f}"
+            print(f"{question:38} {found}  n = {n}")
 
 
 def wilson(right: int, n: int) -> tuple[float, float]:
@@ -55,16 +63,20 @@ def wilson(right: int, n: int) -> tuple[float, float]:
 def add_choices(tally: Tally, judge: Judge, frames: Tensor, clip: world.Clip,
                 name: str = "") -> None:
     """What CLIP chooses, against the clip's own attributes."""
-    colour = clip.subject.colours[0] if clip.names_colour else None
-    truth = {"subject": clip.subject.kind, "colour": colour, "scene": clip.scene}
-    group = "plain" if clip.subject.kind in subjects.PLAIN else "composed"
-    for attribute, chosen in judge.choices(frames, *truth.values()).items():
-        right = chosen == truth[attribute]
-        tally.add(name + attribute, right)
-        if attribute != "scene":
-            tally.add(f"{name}{attribute}, {group}", right)
-        if attribute == "subject":
-            tally.add(f"{name}{attribute}, {truth[attribute]}", right)
+    kind, colours = clip.subject.kind, clip.subject.colours
+    usual = subjects.USUAL.get(kind) == colours
+    group = "plain" if kind in subjects.PLAIN else "usual" if usual else "named"
+    truth = {"subject": kind, "scene": clip.scene, **dict(zip(PARTS, colours))}
+    chosen = judge.choices(frames, clip.subject, clip.scene)
+    right = {attribute: chosen[attribute] == own for attribute, own in truth.items()}
+    tally.add(f"{name}scene", right["scene"])
+    tally.add(f"{name}subject", right["subject"])
+    tally.add(f"{name}subject, {kind}", right["subject"])
+    tally.add(f"{name}subject, {'plain' if group == 'plain' else 'composed'}", right["subject"])
+    for part in PARTS[:len(colours)]:
+        tally.add(f"{name}{part}'s colour, {group}", right[part])
+    if group != "plain":
+        tally.add(f"{name}all three colours, {group}", all(right[part] for part in PARTS))
 
 
 @torch.no_grad()
@@ -129,6 +141,8 @@ def evaluate_samples(folder: Path, n: int, seed: int, guidance: float, frames: i
                 right = classify_motion(video) == clip.motion.word
                 tally.add("motion", right)
                 tally.add(f"motion, {clip.motion.word}", right)
+                for name, shown in (("samples", video), ("rendered", world.render(clip))):
+                    tally.add(f"consistency, {name}", judge.consistency(shown))
             kept.append(video)
     tally.print()
     if sheet is not None:

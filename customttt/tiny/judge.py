@@ -8,6 +8,7 @@ from torch import Tensor
 
 from . import subjects, world
 from .parts import load_clip
+from .subjects import Subject
 
 
 def as_pixels(frames: Tensor) -> Tensor:
@@ -15,17 +16,34 @@ def as_pixels(frames: Tensor) -> Tensor:
     return rearrange(frames, "n h w c -> n c h w").float() / 127.5 - 1
 
 
-def picture_caption(kind: str, colour: str | None, scene: str) -> str:
+PARTS = ("body", "detail", "accent")
+
+
+def picture_caption(subject: Subject, scene: str) -> str:
     """ "an orange ball on the snow" """
-    words = f"{colour} {kind}" if colour else kind
-    return ("an " if words[0] in "aeiou" else "a ") + f"{words} {world.SCENES[scene]}"
+    return f"{subject.words} {world.SCENES[scene]}"
+
+
+def alternatives(subject: Subject, scene: str) -> dict[str, dict[str, str]]:
+    """{attribute: {option: caption}} of captions that differ in one attribute from the picture's.
+
+    Another kind has the same colours; only its body's, if it is plain; its usual ones, if it is
+    composed and the subject plain. A colour is told from those that no other part has.
+    """
+    kinds = {kind: Subject(kind, subject.colours[:1]) if kind in subjects.PLAIN else
+             Subject(kind, subject.colours if len(subject.colours) == 3 else subjects.USUAL[kind])
+             for kind in subjects.DRAWINGS}
+    options = {"subject": {kind: picture_caption(each, scene) for kind, each in kinds.items()},
+               "scene": {name: picture_caption(subject, name) for name in world.SCENES}}
+    for part, own in enumerate(subject.colours):
+        options[PARTS[part]] = {colour: picture_caption(Subject(subject.kind, tuple(
+            colour if i == part else other for i, other in enumerate(subject.colours))), scene)
+            for colour in subjects.COLOURS if colour == own or colour not in subject.colours}
+    return options
 
 
 class Judge:
     """Zero-shot choices: the caption that fits best among those that differ in one attribute."""
-
-    OPTIONS = {"subject": tuple(subjects.DRAWINGS), "colour": tuple(subjects.COLOURS),
-               "scene": tuple(world.SCENES)}
 
     def __init__(self, folder: str | Path):
         self.clip, self.tokenizer = load_clip(folder)
@@ -44,16 +62,16 @@ class Judge:
         """(f H W 3) uint8 -> (f d), unit vectors."""
         return self.clip.embed_images(as_pixels(frames))
 
-    def choices(self, frames: Tensor, kind: str, colour: str | None, scene: str) -> dict[str, str]:
-        """What (f H W 3) uint8 show, each attribute chosen with the other two given, by the mean
-        cosine over the frames; no colour where the caption names none."""
-        said = {"subject": kind, "colour": colour, "scene": scene}
+    def consistency(self, frames: Tensor) -> float:
+        """Mean cosine of the embeddings of consecutive frames, (f H W 3) uint8."""
+        embedded = self.embed_frames(frames)
+        return (embedded[1:] * embedded[:-1]).sum(1).mean().item()
+
+    def choices(self, frames: Tensor, subject: Subject, scene: str) -> dict[str, str]:
+        """What (f H W 3) uint8 show, each attribute chosen with the others given, by the mean
+        cosine over the frames: subject, scene, and the colour of body, detail and accent."""
         embedded, chosen = self.embed_frames(frames), {}
-        for attribute, options in self.OPTIONS.items():
-            if said[attribute] is None:
-                continue
-            captions = [picture_caption(*(said | {attribute: option}).values())
-                        for option in options]
-            scores = (embedded @ self.embed_captions(captions).T).mean(0)
-            chosen[attribute] = options[scores.argmax().item()]
+        for attribute, captions in alternatives(subject, scene).items():
+            scores = (embedded @ self.embed_captions(list(captions.values())).T).mean(0)
+            chosen[attribute] = list(captions)[scores.argmax().item()]
         return chosen

@@ -24,9 +24,10 @@ from ..tokenizer import Tokenizer
 from ..vae import VAE
 from . import subjects, world
 from .chance import choice, uniform
-from .data import describe, draw_clips, draw_frames, fits, make_tokenizer
-from .judge import picture_caption
+from .data import TAUGHT, describe, draw_clips, draw_frames, fits, make_tokenizer
+from .judge import PARTS, picture_caption
 from .parts import load_clip, load_vae, save_clip
+from .subjects import recoloured
 
 LATENT_DEVIATION = 0.5      # of the scaled latents; the issue's note: 0.45 worked better than 1
 
@@ -47,11 +48,11 @@ class Recipe:
 
 RECIPES = {"clip": Recipe(steps=800, batch=96, lr=1.5e-3),
            "vision": Recipe(steps=5000, batch=48, lr=1.5e-3),
-           "tune": Recipe(steps=400, batch=96, lr=4e-4),
+           "tune": Recipe(steps=600, batch=96, lr=8e-4),
            "vae": Recipe(steps=2000, batch=8, lr=1.5e-3),
            "decoder": Recipe(steps=3000, batch=8, lr=1.5e-3),
            "crops": Recipe(steps=5000, batch=64, lr=1e-3, examples=20000),
-           "unet": Recipe(steps=3000, batch=32, lr=6e-4, examples=20000),
+           "unet": Recipe(steps=3000, batch=128, lr=6e-4, examples=20000),
            "few": Recipe(steps=3700, batch=16, lr=1e-3, muon_lr=4e-3, examples=6000),
            "half": Recipe(steps=2400, batch=8, lr=1e-3, muon_lr=3e-3, examples=6000),
            "motion": Recipe(steps=3600, batch=4, lr=8e-4, muon_lr=2.4e-3, examples=6000)}
@@ -98,19 +99,26 @@ def tune_stage(folder: Path, work: Path, recipe: Recipe) -> Stage:
 
 def contrastive_loss(clip: CLIP, tokenizer: Tokenizer, batch: int, generator: Generator,
                      one_scene: float = 0.0) -> Tensor:
-    """`one_scene`: how often all pictures of the batch share a scene."""
+    """`one_scene`: how often all pictures of the batch share a scene.
+
+    Among the captions to choose from are two of every picture with a part's colour wrong: other
+    pictures of the batch differ in so much that the parts' colours would hardly be needed.
+    """
     shared = uniform(generator, 0, 1) < one_scene
     scenes = (choice(generator, world.SCENES),) if shared else tuple(world.SCENES)
-    clips = draw_clips(generator, batch, scenes)
-    captions, named = zip(*(describe(clip_, generator, motion=0.4) for clip_ in clips))
+    clips = draw_clips(generator, batch, scenes, TAUGHT)
+    wrong = [replace(c, subject=recoloured(generator, c.subject)) for c in clips * 2]
+    captions, said = zip(*(describe(c, generator, motion=0.4) for c in clips + wrong))
     ids = tokenizer(list(captions))
     ids = ids[:, :(ids == tokenizer.end).int().argmax(1).max() + 1]     # causal: the rest is idle
     pixels, _ = draw_frames(generator, clips)
     logits = clip.logit_scale.exp().clamp(max=100) * (
         clip.embed_images(pixels) @ clip.embed_text(ids, tokenizer.end).T)
-    logits = logits.masked_fill(fits(named, clips) & ~torch.eye(batch, dtype=torch.bool), -math.inf)
     own = torch.arange(batch)
-    return (F.cross_entropy(logits, own) + F.cross_entropy(logits.T, own)) / 2
+    fitting = fits(said, clips)
+    fitting[own, own] = False
+    logits = logits.masked_fill(fitting, -math.inf)
+    return (F.cross_entropy(logits, own) + F.cross_entropy(logits[:, :batch].T, own)) / 2
 
 
 def save_towers(clip: CLIP, tokenizer: Tokenizer, folder: Path) -> None:
@@ -125,20 +133,21 @@ def vision_stage(folder: Path, work: Path, recipe: Recipe) -> Stage:
 
     A vision transformer learns shapes slowly. Two heads that are thrown away afterwards make every
     patch a lesson (Jiang et al. 2021): in mid-tower, where the subject's centre lies from here, in
-    radii; at the end, on the subject, which kind it is.
+    radii; at the end, on the subject, which kind it is and its parts' colours.
     """
     clip, tokenizer = load_clip(folder)
     kinds, colours, scenes = tuple(subjects.DRAWINGS), tuple(subjects.COLOURS), tuple(world.SCENES)
-    tables = []         # (kind colour scene d) and (kind scene d)
-    with torch.no_grad():
-        for some in (colours, [None]):
-            captions = [picture_caption(k, c, s) for k in kinds for c in some for s in scenes]
-            tables.append(clip.embed_text(tokenizer(captions), tokenizer.end))
+    every = {subject: i for i, subject in enumerate(subjects.every_subject())}
+    captions = [picture_caption(subject, scene) for subject in every for scene in scenes]
+    with torch.no_grad():                                                   # (subjects*scenes d)
+        table = torch.cat([clip.embed_text(tokenizer(captions[k:k + 250])[:, :20], tokenizer.end)
+                           for k in range(0, len(captions), 250)])
     vision, width = clip.vision_model, clip.vision_model.config.width
     module = nn.ModuleDict({
         "tower": vision, "projection": clip.visual_projection,
         "where": nn.Sequential(nn.LayerNorm(width), nn.Linear(width, 2)),
-        "which": nn.Sequential(nn.LayerNorm(width), nn.Linear(width, len(kinds)))})
+        "which": nn.Sequential(nn.LayerNorm(width),
+                               nn.Linear(width, len(kinds) + len(PARTS) * len(colours)))})
     module.requires_grad_(True)
     seen = {}
     vision.layers[1].register_forward_hook(lambda m, i, x: seen.update(middle=x))
@@ -146,15 +155,10 @@ def vision_stage(folder: Path, work: Path, recipe: Recipe) -> Stage:
     middles = torch.arange(vision.config.patch / 2, world.SIZE, vision.config.patch)
 
     def loss(generator: Generator) -> Tensor:
-        clips = draw_clips(generator, recipe.batch)
+        clips = draw_clips(generator, recipe.batch, kinds=TAUGHT)
         pixels, at = draw_frames(generator, clips)
-        similar = [30 * clip.embed_images(pixels) @ table.T for table in tables]
-        kind = torch.tensor([kinds.index(c.subject.kind) for c in clips])
-        colour = torch.tensor([colours.index(c.subject.colours[0]) for c in clips])
-        scene = torch.tensor([scenes.index(c.scene) for c in clips])
-        coloured = (kind * len(colours) + colour) * len(scenes) + scene
-        contrastive = F.cross_entropy(similar[0], coloured) \
-            + F.cross_entropy(similar[1], kind * len(scenes) + scene)
+        own = [every[c.subject] * len(scenes) + scenes.index(c.scene) for c in clips]
+        contrastive = F.cross_entropy(30 * clip.embed_images(pixels) @ table.T, torch.tensor(own))
 
         places = torch.stack([c.trajectory()[k] for c, k in zip(clips, at)])
         x, y, radius, _ = places.T[..., None, None]
@@ -163,8 +167,17 @@ def vision_stage(folder: Path, work: Path, recipe: Recipe) -> Stage:
         where = F.smooth_l1_loss(module["where"](seen["middle"][:, 1:]), offsets)
         on_it = offsets.norm(dim=-1) < 1                                    # (n patches)
         which = module["which"](seen["last"])                               # (n 1+patches kinds)
-        of_patches = F.cross_entropy(which[:, 1:][on_it], kind[:, None].expand_as(on_it)[on_it])
-        return contrastive + where + of_patches + F.cross_entropy(which[:, 0], kind)
+        answers = torch.tensor([[kinds.index(c.subject.kind), *map(colours.index, c.subject.colours),
+                                 *[-1] * (3 - len(c.subject.colours))] for c in clips])
+        of_patches = answers[:, None].expand(*on_it.shape, -1)[on_it]
+        return contrastive + where + answered(which[:, 0], answers) \
+            + answered(which[:, 1:][on_it], of_patches)
+
+    def answered(logits: Tensor, answers: Tensor) -> Tensor:
+        """Kind, then the parts' colours; -1 where a plain subject has no such part."""
+        each = logits.split([len(kinds)] + [len(colours)] * len(PARTS), dim=-1)
+        return sum(F.cross_entropy(some, answer, ignore_index=-1)
+                   for some, answer in zip(each, answers.T))
 
     return Stage(module, loss, lambda folder: save_clip(clip, tokenizer, folder))
 

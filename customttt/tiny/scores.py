@@ -5,7 +5,8 @@
                rendered truth's
   CLIP-I       mean cosine of the tiny CLIP's embeddings of the frames and of images of the subject
   motion       agreement of the measured trajectory with the true one (`trajectory_agreement`)
-  CLIP-T       mean cosine of the embeddings of the frames and of the prompt
+  CLIP-T       mean cosine of the embeddings of the frames and of the prompt with the subject's
+               colours named: without them it would mean the usual ones
   words        of subject and scene, the share that CLIP's zero-shot choice gets right
   consistency  mean cosine of the embeddings of consecutive frames
 
@@ -40,8 +41,14 @@ class Combination:
 
     @property
     def prompt(self) -> str:
-        subject, motion = HELD_OUT_SUBJECTS[self.subject], HELD_OUT_MOTIONS[self.motion]
-        return f"a {subject.kind} is {motion.word} {SCENES[self.scene]}"
+        kind = HELD_OUT_SUBJECTS[self.subject].kind
+        return f"a {kind} is {HELD_OUT_MOTIONS[self.motion].word} {SCENES[self.scene]}"
+
+    @property
+    def description(self) -> str:
+        """The prompt with the subject's colours named."""
+        words = HELD_OUT_SUBJECTS[self.subject].words
+        return f"{words} is {HELD_OUT_MOTIONS[self.motion].word} {SCENES[self.scene]}"
 
     @property
     def name(self) -> str:
@@ -84,13 +91,13 @@ def score(judge: Judge, combination: Combination, frames: Tensor, seed: int) -> 
     truths = [render(make_clip(subject, STILL, combination.scene, generator), [0])
               for _ in range(TRUTHS)]
     true_palette = torch.stack([palette(truth) for truth in truths]).mean(0)
-    path = Clip(subject, motion, combination.scene, (32.0, 32.0), 14.0, 0.0, 0, False).trajectory()
+    path = Clip(subject, motion, combination.scene, (32.0, 32.0), 14.0, 0.0, 0).trajectory()
     embedded, images = judge.embed_frames(frames), judge.embed_frames(torch.cat(truths))
-    chosen = judge.choices(frames, subject.kind, None, combination.scene)
+    chosen = judge.choices(frames, subject, combination.scene)
     return {"identity": 1 - (palette(frames) - true_palette).abs().sum().item() / 2,
             "CLIP-I": (embedded @ images.T).mean().item(),
             "motion": trajectory_agreement(measure_trajectory(frames), path[:, :3]),
-            "CLIP-T": (embedded @ judge.embed_captions([combination.prompt]).T).mean().item(),
+            "CLIP-T": (embedded @ judge.embed_captions([combination.description]).T).mean().item(),
             "words": ((chosen["subject"] == subject.kind)
                       + (chosen["scene"] == combination.scene)) / 2,
-            "consistency": (embedded[1:] * embedded[:-1]).sum(1).mean().item()}
+            "consistency": judge.consistency(frames)}

@@ -4,9 +4,12 @@ u and v are in radii from the subject's centre, v points down.
 """
 
 from dataclasses import dataclass
+from itertools import permutations
 from math import pi, tau
 
 import torch
+
+from .chance import choice, uniform
 
 INK, WHITE = 3, 4  # colour indices of a part besides body 0, detail 1 and accent 2
 
@@ -135,10 +138,24 @@ COMPOSED = {"teddy bear": teddy_bear, "rabbit": rabbit, "robot": robot, "fish": 
 DRAWINGS = PLAIN | COMPOSED
 
 
+# What a caption without colours means; any other colouring is named in full. A caption that left
+# colours open would make the image model invent them, over all parts and frames, from noise.
+USUAL = {"teddy bear": ("orange", "white", "green"), "rabbit": ("white", "pink", "red"),
+         "robot": ("purple", "yellow", "green"), "fish": ("orange", "white", "blue")}
+USUALLY = 0.4               # of the composed subjects that are drawn
+
+
 @dataclass(frozen=True)
 class Subject:
     kind: str                 # a key of DRAWINGS
     colours: tuple[str, ...]  # (body,) of a plain kind; (body, detail, accent) of a composed one
+
+    @property
+    def words(self) -> str:
+        """ "an orange ball"; "a teddy bear" in its usual colours, "a blue yellow red teddy bear" """
+        usual = USUAL.get(self.kind) == self.colours
+        words = " ".join((*self.colours * (not usual), self.kind))
+        return ("an " if words[0] in "aeiou" else "a ") + words
 
 
 HELD_OUT_SUBJECTS = {
@@ -167,9 +184,31 @@ def is_held_out(subject: Subject) -> bool:
 
 
 def sample_subject(generator: torch.Generator, kind: str) -> Subject:
-    """A pretraining subject: its colours differ from each other, and it is not held out."""
+    """A pretraining subject, in its usual colours or in any that differ and are not held out."""
+    if kind in COMPOSED and uniform(generator, 0, 1) < USUALLY:
+        return Subject(kind, USUAL[kind])
     while True:
         order = torch.randperm(len(COLOURS), generator=generator).tolist()
         colours = tuple(tuple(COLOURS)[i] for i in order[: 3 if kind in COMPOSED else 1])
         if not is_held_out(subject := Subject(kind, colours)):
             return subject
+
+
+def every_subject() -> list[Subject]:
+    """All that pretraining may draw."""
+    coloured = [Subject(kind, colours) for kind in DRAWINGS
+                for colours in permutations(COLOURS, 3 if kind in COMPOSED else 1)]
+    return [subject for subject in coloured if not is_held_out(subject)]
+
+
+def recoloured(generator: torch.Generator, subject: Subject) -> Subject:
+    """Another colouring of the same kind that is not held out: one part's colour changed, or two
+    parts' colours swapped. What CLIP must tell apart."""
+    while True:
+        colours, part = list(subject.colours), choice(generator, range(len(subject.colours)))
+        old, colours[part] = colours[part], choice(generator, COLOURS)
+        colours = [old if i != part and colour == colours[part] else colour
+                   for i, colour in enumerate(colours)]
+        other = Subject(subject.kind, tuple(colours))
+        if other != subject and not is_held_out(other):
+            return other
