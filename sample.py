@@ -13,12 +13,12 @@ from pathlib import Path
 from tqdm import tqdm
 
 from customttt.errors import UserError, check_writable, run
+from customttt.files.lora_files import load_lora
 from customttt.lora import merge_lora
-from customttt.lora_files import load_lora
-from customttt.model import Model
-from customttt.options import add_model_flags, add_recipe_flags, chosen_settings, open_model
+from customttt.media.clips import check_ending, write_video
+from customttt.model.model import Model
+from customttt.run.options import add_model_flags, add_recipe_flags, chosen_settings, open_model
 from customttt.sampling import decode_frames, sample_latents
-from customttt.video import check_ending, write_video
 
 JOINED = Path("output/ttt")
 

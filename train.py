@@ -21,17 +21,17 @@ from tqdm import tqdm
 
 from customttt.diffusion import ddim_timesteps
 from customttt.errors import UserError, run
-from customttt.images import (IMAGE_ENDINGS, VIDEO_ENDINGS, caption_beside, find_files, read_image,
-                              read_video, to_square)
+from customttt.files.lora_files import load_lora
 from customttt.lora import active, add_lora
-from customttt.lora_files import load_lora
-from customttt.model import Model
-from customttt.options import add_model_flags, add_recipe_flags, chosen_settings, open_model
+from customttt.media.clips import as_frames, contact_sheet, write_video
+from customttt.media.images import (IMAGE_ENDINGS, VIDEO_ENDINGS, caption_beside, find_files,
+                                    read_image, read_video, to_square)
+from customttt.model.model import Model
 from customttt.recipes import STAGES
+from customttt.run.loop import Run, check_folder, fit
+from customttt.run.options import add_model_flags, add_recipe_flags, chosen_settings, open_model
 from customttt.sampling import ddim, decode_frames, initial_noise
 from customttt.stages import joining, spatial_loss, temporal_loss
-from customttt.training import Run, check_folder, fit
-from customttt.video import as_frames, contact_sheet, write_video
 
 EXAMPLES = Path("weights/tiny/examples")
 OUTPUT = Path("output")

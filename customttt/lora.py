@@ -12,9 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .blocks import Upsample
 from .errors import UserError
-from .unet import UNet
+from .model.blocks import Upsample
+from .model.unet import UNet
 
 PLACES = {"spatial": "spatial_transformers", "temporal": "motion_modules"}
 

@@ -5,8 +5,8 @@ what it does not say; docs/method.md lists each with the alternative and the evi
 a command-line flag of train.py or sample.py, and `TINY` says what differs for small models.
 """
 
-from .config import SD15_UNET
-from .unet import UNet
+from .model.config import SD15_UNET
+from .model.unet import UNet
 
 COMMON = {
     "size": 256,                    # pixels along each side; supplement

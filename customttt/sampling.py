@@ -7,9 +7,9 @@ from einops import rearrange
 from torch import Tensor
 
 from .diffusion import ddim_step, ddim_timesteps
-from .model import Model
-from .unet import UNet
-from .video import as_frames
+from .media.clips import as_frames
+from .model.model import Model
+from .model.unet import UNet
 
 
 @torch.no_grad()

@@ -13,9 +13,9 @@ from torch import Generator, Tensor
 from .diffusion import STEPS, add_noise, ddim_timesteps
 from .lora import active
 from .losses import debiased_noise_loss, noise_loss
-from .model import Model
+from .model.model import Model
+from .model.unet import UNet
 from .sampling import ddim, initial_noise
-from .unet import UNet
 
 
 def noise_like(z: Tensor, generator: Generator) -> Tensor:

@@ -13,10 +13,10 @@ import time
 import torch
 from diffusers import UNetMotionModel
 
-from customttt import keys
-from customttt.config import SD15_UNET
-from customttt.training import DTYPES
-from customttt.unet import UNet
+from customttt.files import keys
+from customttt.model.config import SD15_UNET
+from customttt.model.unet import UNet
+from customttt.run.loop import DTYPES
 
 
 def main() -> None:

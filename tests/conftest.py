@@ -8,7 +8,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 import pytest
 import torch
 
-from customttt.model import load_model
+from customttt.files.load import load_model
 
 
 TINY = Path(__file__).resolve().parent.parent / "weights" / "tiny"

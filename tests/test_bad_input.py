@@ -15,11 +15,11 @@ from safetensors.torch import load_file, save_file
 
 import sample
 import train
-from customttt import training
 from customttt.errors import run
+from customttt.files.lora_files import save_lora
 from customttt.lora import add_lora
-from customttt.lora_files import save_lora
-from customttt.video import write_video
+from customttt.media.clips import write_video
+from customttt.run import loop as training
 from test_media import gradient, numbered, write_clip, write_sound
 
 SMALL = ["--size", "64", "--frames", "2", "--sampling-steps", "2"]
@@ -376,7 +376,7 @@ def test_a_disk_that_fills_up_during_a_run(call, place, monkeypatch, full):
             path.write_bytes(b"half")
             raise SafetensorError("Error while serializing: I/O error: No space left on device "
                                   "(os error 28)")
-        monkeypatch.setattr("customttt.lora_files.save_file", fail)
+        monkeypatch.setattr("customttt.files.lora_files.save_file", fail)
     else:
         def refuse(self, *args):
             raise OSError(28, "No space left on device")
@@ -414,7 +414,7 @@ def test_an_empty_prompt_is_allowed_and_kept(call, place, command):
     code, text = call(command, "--prompt", "")
     assert code == 0, text
     if command != "sample":
-        from customttt.files import read_metadata
+        from customttt.files.reading import read_metadata
         metadata = read_metadata(place / "out/adapter.safetensors")
         assert metadata["prompt"] == "" and json.loads(metadata["recipe"])["steps"] == 1
 

@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 import sample
 import train
 from customttt.errors import UserError
-from customttt.video import write_video
+from customttt.media.clips import write_video
 from sample import split_scale
 from test_media import gradient, numbered, pages, write_clip
 

@@ -7,12 +7,13 @@ from dataclasses import replace
 import pytest
 import torch
 
-from customttt import UNet, UserError, add_lora, keys
-from customttt.clip import CLIP, TextEncoder
-from customttt.config import (ANIMATEDIFF_V1, ANIMATEDIFF_V2, ANIMATEDIFF_V3, SD15_TEXT, SD15_UNET,
-                              SD15_VAE, VisionConfig)
+from customttt import UNet, UserError, add_lora
+from customttt.files import keys
 from customttt.lora import adapted
-from customttt.vae import VAE
+from customttt.model.clip import CLIP, TextEncoder
+from customttt.model.config import (ANIMATEDIFF_V1, ANIMATEDIFF_V2, ANIMATEDIFF_V3, SD15_TEXT,
+                                    SD15_UNET, SD15_VAE, VisionConfig)
+from customttt.model.vae import VAE
 
 SPATIAL = (0, 1, 2, 4, 6, 7, 8)
 TEMPORAL = (0, 1, 2, 3, 5, 6, 7, 8)

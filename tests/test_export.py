@@ -21,10 +21,11 @@ from peft.tuners.lora import LoraLayer
 from torch.nn import functional as F
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from customttt import add_lora, keys, load_lora, merge_lora, sample_latents, save_lora
+from customttt import add_lora, load_lora, merge_lora, sample_latents, save_lora
 from customttt.errors import UserError
-from customttt.export import TARGETS, export
-from customttt.files import read_metadata, read_tensors
+from customttt.files import keys
+from customttt.files.export import TARGETS, export
+from customttt.files.reading import read_metadata, read_tensors
 from customttt.lora import adapted
 
 KINDS = {"spatial": ("spatial",), "temporal": ("temporal",), "joined": ("spatial", "temporal")}
@@ -298,7 +299,7 @@ def test_only_our_own_files_are_exported(tmp_path):
 
 def test_command(tmp_path):
     make_adapter(tmp_path / "ttt", "joined")
-    command = [sys.executable, "-m", "customttt.export", tmp_path / "ttt", "--to"]
+    command = [sys.executable, "-m", "customttt.files.export", tmp_path / "ttt", "--to"]
     done = subprocess.run([*command, "comfyui"], capture_output=True, text=True, check=True)
     lines = done.stdout.splitlines()
     assert len(lines) == 2 and all(Path(line.partition(": ")[0]).is_file() for line in lines)

@@ -19,8 +19,8 @@ from test_parity import (TOLERANCE, carry, perturbed, reference_image_unet, refe
                          run_reference, text_names)
 from transformers import CLIPTextConfig, CLIPTextModel
 
-from customttt import keys, save
-from customttt.random_model import random_model
+from customttt.files import keys, save
+from customttt.files.random_model import random_model
 
 pytestmark = [pytest.mark.full_size, pytest.mark.filterwarnings("ignore::FutureWarning")]
 

@@ -20,14 +20,16 @@ from safetensors.torch import save_file
 from torch import nn
 from transformers import CLIPTextModel
 
-from customttt import UNet, config, keys, load_lora, load_model, merge_lora
+from customttt import UNet, load_lora, load_model, merge_lora
 from customttt.errors import UserError
+from customttt.files import keys
+from customttt.files.load import read_motion_module
+from customttt.files.lora_files import read_lora
+from customttt.files.random_model import random_model
+from customttt.files.save import save_model
 from customttt.lora import adapted
-from customttt.lora_files import read_lora
-from customttt.model import read_motion_module
-from customttt.options import check_size
-from customttt.random_model import random_model
-from customttt.save import save_model
+from customttt.model import config
+from customttt.run.options import check_size
 
 ROOT = Path(__file__).parent.parent
 KEYS = Path(__file__).parent / "keys"

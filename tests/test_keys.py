@@ -12,12 +12,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from customttt import UNet, UserError, keys
-from customttt.clip import CLIP, TextEncoder
-from customttt.config import (ANIMATEDIFF_V2, ANIMATEDIFF_V3, SD15_TEXT, SD15_UNET, SD15_VAE,
-                              VisionConfig)
-from customttt.files import fill
-from customttt.vae import VAE
+from customttt import UNet, UserError
+from customttt.files import keys
+from customttt.files.reading import fill
+from customttt.model.clip import CLIP, TextEncoder
+from customttt.model.config import (ANIMATEDIFF_V2, ANIMATEDIFF_V3, SD15_TEXT, SD15_UNET, SD15_VAE,
+                                    VisionConfig)
+from customttt.model.vae import VAE
 
 LISTS = Path(__file__).parent / "keys"
 B32 = (replace(SD15_TEXT, width=512, heads=8, inner_width=2048),

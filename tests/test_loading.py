@@ -14,11 +14,12 @@ from diffusers.models.embeddings import SinusoidalPositionalEmbedding
 from safetensors.torch import load_file, save_file
 
 import customttt
-from customttt import UserError, keys, load_model
-from customttt.model import WEIGHTS
-from customttt.motion import positional_encoding
-from customttt.random_model import random_model
-from customttt.save import save_model
+from customttt import UserError, load_model
+from customttt.files import keys
+from customttt.files.load import WEIGHTS
+from customttt.files.random_model import random_model
+from customttt.files.save import save_model
+from customttt.model.motion import positional_encoding
 
 LISTS = Path(__file__).parent / "keys"
 UNET = Path("unet", WEIGHTS)
@@ -101,9 +102,9 @@ def folder(model_folder, tmp_path):
 def small_sd15(model_folder, tmp_path, monkeypatch):
     """Single files are Stable Diffusion 1.5: here that is the small model, tokenizer beside it."""
     model = random_model()
-    monkeypatch.setattr("customttt.model.SD15_UNET", model.unet.config)
-    monkeypatch.setattr("customttt.model.SD15_VAE", model.vae.config)
-    monkeypatch.setattr("customttt.model.SD15_TEXT", model.text_encoder.config)
+    monkeypatch.setattr("customttt.files.load.SD15_UNET", model.unet.config)
+    monkeypatch.setattr("customttt.files.load.SD15_VAE", model.vae.config)
+    monkeypatch.setattr("customttt.files.load.SD15_TEXT", model.text_encoder.config)
     shutil.copytree(model_folder / "tokenizer", tmp_path / "tokenizer")
     return model
 
@@ -192,7 +193,7 @@ def test_public_single_files_at_full_size(name, motion, model_folder, tmp_path, 
         listed = json.loads((LISTS / f"{Path(path).stem}.json").read_text())
         return {key: torch.empty(shape, device="meta") for key, shape in listed.items()}
 
-    monkeypatch.setattr("customttt.model.read_weights", read)
+    monkeypatch.setattr("customttt.files.load.read_weights", read)
     shutil.copytree(model_folder / "tokenizer", tmp_path / "tokenizer")
     for each in filter(None, (name, motion)):
         (tmp_path / f"{each}.safetensors").touch()

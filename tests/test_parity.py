@@ -23,14 +23,14 @@ from torch import nn
 from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPTextModel
 
 import customttt
-from customttt import keys, save
-from customttt.clip import CLIP
-from customttt.config import TextConfig, VisionConfig
 from customttt.diffusion import add_noise, alpha_bar, ddim_timesteps
+from customttt.files import keys, save
+from customttt.files.random_model import random_model
 from customttt.lora import Adapted, active, adapted, attach
-from customttt.random_model import random_model
+from customttt.model.clip import CLIP
+from customttt.model.config import TextConfig, VisionConfig
+from customttt.model.unet import TimeEmbedding
 from customttt.sampling import ddim, guided_noise
-from customttt.unet import TimeEmbedding
 
 TOLERANCE = 1e-5
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")

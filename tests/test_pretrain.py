@@ -7,9 +7,9 @@ import pytest
 import torch
 
 import customttt
-from customttt.tiny import pretrain
-from customttt.tiny.objectives import RECIPES
-from customttt.tiny.pretrain import STAGES
+from customttt.tiny.pretraining import pretrain
+from customttt.tiny.pretraining.objectives import RECIPES
+from customttt.tiny.pretraining.pretrain import STAGES
 
 
 def train(name, folder, work, steps=2, seed=0):

@@ -10,9 +10,8 @@ from customttt.lion import Lion
 from customttt.lora import active, adapted, add_lora
 from customttt.losses import debias, debiased_noise_loss, noise_loss
 from customttt.recipes import PAPER
-from customttt.stages import TestTimeTraining as Joining    # pytest would collect the name
-from customttt.stages import spatial_loss, temporal_loss
-from customttt.training import autocast, trainable
+from customttt.run.loop import autocast, trainable
+from customttt.stages import TestTimeTraining as Joining, spatial_loss, temporal_loss
 
 FRAMES = 3
 PLACES = {"spatial": "spatial_transformers", "temporal": "motion_modules"}

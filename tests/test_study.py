@@ -8,16 +8,16 @@ import pytest
 import torch
 
 from customttt.errors import UserError
+from customttt.files.load import load_model
 from customttt.lora import adapted, add_lora
-from customttt.model import load_model
 from customttt.recipes import STAGES, recipe
 from customttt.stages import joining
-from customttt.tiny import student, study
-from customttt.tiny.judge import Judge
-from customttt.tiny.motions import HELD_OUT_MOTIONS
-from customttt.tiny.scores import (METRICS, combinations, other_motion, other_subject, score)
-from customttt.tiny.subjects import HELD_OUT_SUBJECTS
-from customttt.tiny.world import make_clip, render
+from customttt.tiny.pretraining.judge import Judge
+from customttt.tiny.study import student, study
+from customttt.tiny.study.scores import METRICS, combinations, other_motion, other_subject, score
+from customttt.tiny.world.clips import make_clip, render
+from customttt.tiny.world.motions import HELD_OUT_MOTIONS
+from customttt.tiny.world.subjects import HELD_OUT_SUBJECTS
 
 
 def test_combinations_differ_and_no_range_repeats_another():

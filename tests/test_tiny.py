@@ -9,15 +9,15 @@ from conftest import TINY as FOLDER
 from conftest import tiny_model
 from torch import Generator
 
-from customttt.model import Model
-from customttt.tiny import motions, world
-from customttt.tiny.data import draw_clips, draw_frames
-from customttt.tiny.evaluate import sample
-from customttt.tiny.judge import PARTS, Judge
-from customttt.tiny.measure import measure_trajectory
-from customttt.tiny.motions import trajectory_agreement
-from customttt.tiny.parts import load_image_unet, load_text_encoder, load_vae
-from customttt.video import as_frames
+from customttt.media.clips import as_frames
+from customttt.model.model import Model
+from customttt.tiny.pretraining.data import draw_clips, draw_frames
+from customttt.tiny.pretraining.evaluate import sample
+from customttt.tiny.pretraining.judge import PARTS, Judge
+from customttt.tiny.pretraining.measure import measure_trajectory
+from customttt.tiny.pretraining.parts import load_image_unet, load_text_encoder, load_vae
+from customttt.tiny.world import clips as world, motions
+from customttt.tiny.world.motions import trajectory_agreement
 
 
 @pytest.fixture(scope="module")

@@ -21,7 +21,7 @@ from tokenizers.trainers import BpeTrainer
 from transformers import CLIPTokenizerFast
 
 from customttt import UserError
-from customttt.tokenizer import END, START, Tokenizer, byte_symbols
+from customttt.model.tokenizer import END, START, Tokenizer, byte_symbols
 
 SENTENCES = """
 a teddy bear is lifting weights, and the man isn't; they're running on the beach at 8 am.

@@ -15,17 +15,17 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 import train
-from customttt import training
 from customttt.diffusion import add_noise, alpha_bar, ddim_timesteps
 from customttt.errors import UserError
-from customttt.images import read_image, read_video
 from customttt.lora import add_lora
 from customttt.losses import noise_loss
+from customttt.media.clips import as_frames, write_video
+from customttt.media.images import read_image, read_video
 from customttt.recipes import PAPER, recipe
+from customttt.run import loop as training
 from customttt.sampling import ddim
 from customttt.stages import spatial_loss, temporal_loss
-from customttt.tiny.scores import palette
-from customttt.video import as_frames, write_video
+from customttt.tiny.study.scores import palette
 from test_media import gradient
 
 STAGES = ("spatial", "temporal", "ttt")

@@ -6,8 +6,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from customttt.tiny import motions, subjects, world
-from customttt.tiny.measure import classify_motion, find_subject, measure_trajectory
+from customttt.tiny.pretraining.measure import classify_motion, find_subject, measure_trajectory
+from customttt.tiny.world import clips as world, motions, subjects
 
 STILL = ("spinning", "standing still")
 

@@ -11,12 +11,12 @@ from einops import rearrange
 from safetensors import safe_open
 from torch import Generator, Tensor
 
-from ..diffusion import add_noise
-from ..lora import active
-from ..losses import noise_loss
-from ..model import Model
-from ..stages import TestTimeTraining
-from .judge import as_pixels
+from ...diffusion import add_noise
+from ...lora import active
+from ...losses import noise_loss
+from ...model.model import Model
+from ...stages import TestTimeTraining
+from ..pretraining.judge import as_pixels
 from .scores import Combination
 
 TEACHERS = ("spatial_reference", "temporal_reference")

@@ -1,79 +1,7 @@
-"""Architectures as plain numbers: one frozen dataclass each, and Stable Diffusion 1.5's values.
+"""`config.json` of a model folder, as Hugging Face writes it: read and written here alone."""
 
-Every config is read from the `config.json` of a model folder (Hugging Face layout); a single-file
-checkpoint carries none and is taken as Stable Diffusion 1.5.
-"""
-
-from dataclasses import dataclass
-
-from .errors import UserError
-
-
-@dataclass(frozen=True)
-class MotionConfig:
-    """The motion modules of AnimateDiff (Guo et al. 2023); one per resnet outside the mid layer."""
-
-    version: int            # 1, 2 or 3: 1 normalises resnets across frames, 2 has a module at i = 4
-    max_frames: int         # the clip length it was trained for: 24 in version 1, 32 after
-    heads: int              # attention heads, at every width
-
-
-@dataclass(frozen=True)
-class UNetConfig:
-    """The nine-layer UNet; see the table in unet.py."""
-
-    channels: tuple[int, int, int, int]     # width at each of the four resolutions
-    latent_channels: int
-    text_width: int         # width of the text embeddings that cross-attention reads
-    heads: int              # attention heads, at every width
-    groups: int             # groups of every GroupNorm
-    motion: MotionConfig | None             # None: an image model
-
-
-@dataclass(frozen=True)
-class VAEConfig:
-    """The image autoencoder of latent diffusion (Rombach et al. 2022)."""
-
-    channels: tuple[int, ...]               # width at each resolution; each but the last halves it
-    resnets: int            # per resolution in the encoder; the decoder has one more
-    latent_channels: int
-    groups: int
-    scale: float            # latents are multiplied by it, to about unit variance
-
-
-@dataclass(frozen=True)
-class TextConfig:
-    """The text tower of CLIP (Radford et al. 2021)."""
-
-    vocabulary: int
-    width: int
-    layers: int
-    heads: int
-    inner_width: int        # of the two-layer perceptron
-    length: int             # tokens per prompt, start and end included
-
-
-@dataclass(frozen=True)
-class VisionConfig:
-    """The image tower of CLIP (Radford et al. 2021), a vision transformer."""
-
-    width: int
-    layers: int
-    heads: int
-    inner_width: int
-    image_size: int         # pixels, square
-    patch: int              # pixels, square
-
-
-ANIMATEDIFF_V1 = MotionConfig(version=1, max_frames=24, heads=8)
-ANIMATEDIFF_V2 = MotionConfig(version=2, max_frames=32, heads=8)
-ANIMATEDIFF_V3 = MotionConfig(version=3, max_frames=32, heads=8)    # the paper's: none at i = 4
-SD15_UNET = UNetConfig(channels=(320, 640, 1280, 1280), latent_channels=4, text_width=768, heads=8,
-                       groups=32, motion=ANIMATEDIFF_V3)
-SD15_VAE = VAEConfig(channels=(128, 256, 512, 512), resnets=2, latent_channels=4, groups=32,
-                     scale=0.18215)
-SD15_TEXT = TextConfig(vocabulary=49408, width=768, layers=12, heads=12, inner_width=3072,
-                       length=77)
+from ..errors import UserError
+from ..model.config import MotionConfig, TextConfig, UNetConfig, VAEConfig
 
 # What the code does and no config.json may contradict: key, accepted values.
 UNET_FIXED = {
@@ -125,3 +53,43 @@ def text_config(config: dict, file: str) -> TextConfig:
                       layers=config["num_hidden_layers"], heads=config["num_attention_heads"],
                       inner_width=config["intermediate_size"],
                       length=config["max_position_embeddings"])
+
+
+def text_json(config: TextConfig) -> dict:
+    return {"architectures": ["CLIPTextModel"], "model_type": "clip_text_model",
+            "vocab_size": config.vocabulary, "hidden_size": config.width,
+            "num_hidden_layers": config.layers, "num_attention_heads": config.heads,
+            "intermediate_size": config.inner_width, "max_position_embeddings": config.length,
+            "hidden_act": "quick_gelu", "layer_norm_eps": 1e-5,
+            # In CLIP's vocabulary and in ours, the start and end tokens are the last two.
+            "bos_token_id": config.vocabulary - 2, "eos_token_id": config.vocabulary - 1}
+
+
+def vae_json(config: VAEConfig) -> dict:
+    levels = len(config.channels)
+    return {"_class_name": "AutoencoderKL", "act_fn": "silu", "in_channels": 3, "out_channels": 3,
+            "block_out_channels": list(config.channels), "layers_per_block": config.resnets,
+            "latent_channels": config.latent_channels, "norm_num_groups": config.groups,
+            "down_block_types": ["DownEncoderBlock2D"] * levels,
+            "up_block_types": ["UpDecoderBlock2D"] * levels, "scaling_factor": config.scale}
+
+
+def unet_json(config: UNetConfig) -> dict:
+    return {"_class_name": "UNet2DConditionModel", "act_fn": "silu",
+            "in_channels": config.latent_channels, "out_channels": config.latent_channels,
+            "block_out_channels": list(config.channels), "layers_per_block": 2,
+            "cross_attention_dim": config.text_width, "attention_head_dim": config.heads,
+            "norm_num_groups": config.groups, "norm_eps": 1e-5, "downsample_padding": 1,
+            "flip_sin_to_cos": True, "freq_shift": 0, "center_input_sample": False,
+            "mid_block_scale_factor": 1,
+            "down_block_types": ["CrossAttnDownBlock2D"] * 3 + ["DownBlock2D"],
+            "up_block_types": ["UpBlock2D"] + ["CrossAttnUpBlock2D"] * 3}
+
+
+def motion_json(config: UNetConfig) -> dict:
+    return {"_class_name": "MotionAdapter", "block_out_channels": list(config.channels),
+            "motion_layers_per_block": 2, "motion_mid_block_layers_per_block": 1,
+            "motion_num_attention_heads": config.motion.heads,
+            "motion_norm_num_groups": config.groups,
+            "motion_max_seq_length": config.motion.max_frames,
+            "use_motion_mid_block": config.motion.version == 2, "conv_in_channels": None}

@@ -1,6 +1,6 @@
 """A model folder with RANDOM weights, made in a second: it draws noise, not pictures.
 
-  python -m customttt.random_model FOLDER [--motion-version 3] [--full-size]
+  python -m customttt.files.random_model FOLDER [--motion-version 3] [--full-size]
 
 It has Stable Diffusion 1.5's folder layout and the nine layers at small widths; tests use it. With
 --full-size it has Stable Diffusion 1.5's own widths (3 GB), to try memory and speed.
@@ -11,15 +11,15 @@ from dataclasses import replace
 
 import torch
 
-from .clip import TextEncoder
-from .config import (ANIMATEDIFF_V1, ANIMATEDIFF_V2, ANIMATEDIFF_V3, SD15_TEXT, SD15_UNET, SD15_VAE,
-                     TextConfig, UNetConfig, VAEConfig)
-from .errors import run
-from .model import Model
+from ..errors import run
+from ..model.clip import TextEncoder
+from ..model.config import (ANIMATEDIFF_V1, ANIMATEDIFF_V2, ANIMATEDIFF_V3, SD15_TEXT, SD15_UNET,
+                            SD15_VAE, TextConfig, UNetConfig, VAEConfig)
+from ..model.model import Model
+from ..model.tokenizer import END, START, Tokenizer, byte_symbols
+from ..model.unet import UNet
+from ..model.vae import VAE
 from .save import save_model
-from .tokenizer import END, START, Tokenizer, byte_symbols
-from .unet import UNet
-from .vae import VAE
 
 
 VERSIONS = {None: None, 1: ANIMATEDIFF_V1, 2: ANIMATEDIFF_V2, 3: ANIMATEDIFF_V3}

@@ -15,19 +15,20 @@ import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 
-from .. import keys
-from ..clip import CLIP
-from ..config import TextConfig, VAEConfig, VisionConfig
-from ..model import WEIGHTS
-from ..save import save_part, save_tokenizer, text_json, vae_json
-from ..tokenizer import Tokenizer
-from ..vae import VAE
-from . import subjects, world
-from .chance import choice, uniform
+from ...files import keys
+from ...files.configs import text_json, vae_json
+from ...files.load import WEIGHTS
+from ...files.save import save_part, save_tokenizer
+from ...model.clip import CLIP
+from ...model.config import TextConfig, VAEConfig, VisionConfig
+from ...model.tokenizer import Tokenizer
+from ...model.vae import VAE
+from ..world import clips as world, subjects
+from ..world.chance import choice, uniform
+from ..world.subjects import recoloured
 from .data import TAUGHT, describe, draw_clips, draw_frames, fits, make_tokenizer
 from .judge import PARTS, picture_caption
 from .parts import load_clip, load_vae, save_clip
-from .subjects import recoloured
 
 LATENT_DEVIATION = 0.5      # of the scaled latents; the note: 0.45 worked better than 1
 

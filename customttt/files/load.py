@@ -6,36 +6,19 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from ..errors import UserError
+from ..model.clip import TextEncoder
+from ..model.config import (ANIMATEDIFF_V1, ANIMATEDIFF_V2, ANIMATEDIFF_V3, SD15_TEXT, SD15_UNET,
+                            SD15_VAE, MotionConfig)
+from ..model.model import Model
+from ..model.tokenizer import Tokenizer
+from ..model.unet import UNet
+from ..model.vae import VAE
 from . import keys
-from .clip import TextEncoder
-from .config import (ANIMATEDIFF_V1, ANIMATEDIFF_V2, ANIMATEDIFF_V3, MOTION_FIXED, SD15_TEXT,
-                     SD15_UNET, SD15_VAE, MotionConfig, check_fixed, text_config, unet_config,
-                     vae_config)
-from .errors import UserError
-from .files import Stored, fill, read_json, read_weights
-from .tokenizer import Tokenizer
-from .unet import UNet
-from .vae import VAE
+from .configs import MOTION_FIXED, check_fixed, text_config, unet_config, vae_config
+from .reading import Stored, fill, read_json, read_weights
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"     # of unet/, vae/ and motion_adapter/
-
-
-@dataclass
-class Model:
-    """The four parts, on one device and in one dtype. `name` goes into what is trained on it."""
-
-    name: str
-    tokenizer: Tokenizer
-    text_encoder: TextEncoder
-    vae: VAE
-    unet: UNet
-    device: torch.device
-    dtype: torch.dtype
-
-    @torch.no_grad()
-    def encode_text(self, texts: list[str]) -> Tensor:
-        """Strings -> embeddings (b 77 d) on the model's device."""
-        return self.text_encoder(self.tokenizer(texts).to(self.device))
 
 
 def load_model(path: str | Path, motion_module: str | Path | None = None,

@@ -1,6 +1,6 @@
 """Write the example data: images of one held-out subject, a clip of one held-out motion.
 
-  python -m customttt.tiny.examples weights/tiny/examples
+  python -m customttt.tiny.world.examples weights/tiny/examples
 
 Neither was ever seen in pretraining (both are held out by construction); the words of their
 captions were.
@@ -11,11 +11,11 @@ from pathlib import Path
 
 from torch import Generator
 
-from ..errors import run, writing
-from ..video import write_video
+from ...errors import run, writing
+from ...media.clips import write_video
+from .clips import SCENES, make_clip, render
 from .motions import HELD_OUT_MOTIONS, Motion
 from .subjects import HELD_OUT_SUBJECTS, Subject
-from .world import SCENES, make_clip, render
 
 SUBJECT = HELD_OUT_SUBJECTS["teddy in a red bow"]
 MOTION = HELD_OUT_MOTIONS["flat eight"]

@@ -14,16 +14,18 @@ import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 from torch.func import functional_call
 
-from .. import keys, motion
-from ..config import MotionConfig, UNetConfig
-from ..diffusion import STEPS, add_noise, alpha_bar
-from ..losses import noise_loss
-from ..model import WEIGHTS
-from ..motion import MotionModule
-from ..save import motion_json, position_tables, save_part, unet_json
-from ..unet import UNet
-from . import motions, world
-from .chance import uniform
+from ...diffusion import STEPS, add_noise, alpha_bar
+from ...files import keys
+from ...files.configs import motion_json, unet_json
+from ...files.load import WEIGHTS
+from ...files.save import position_tables, save_part
+from ...losses import noise_loss
+from ...model import motion
+from ...model.config import MotionConfig, UNetConfig
+from ...model.motion import MotionModule
+from ...model.unet import UNet
+from ..world import clips as world, motions
+from ..world.chance import uniform
 from .data import cached_latents, describe
 from .objectives import Recipe, Stage
 from .parts import fill_motion, load_image_unet, load_text_encoder, load_vae

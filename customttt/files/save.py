@@ -10,13 +10,14 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from ..errors import writing
+from ..model.model import Model
+from ..model.motion import MotionModule, positional_encoding
+from ..model.tokenizer import END, START, Tokenizer
+from ..model.unet import UNet
 from . import keys
-from .config import TextConfig, UNetConfig, VAEConfig
-from .errors import writing
-from .model import WEIGHTS, Model
-from .motion import MotionModule, positional_encoding
-from .tokenizer import END, START, Tokenizer
-from .unet import UNet
+from .configs import motion_json, text_json, unet_json, vae_json
+from .load import WEIGHTS
 
 
 def save_model(model: Model, folder: str | Path, dtype: torch.dtype = torch.float16) -> None:
@@ -70,43 +71,3 @@ def save_tokenizer(tokenizer: Tokenizer, folder: Path) -> None:
     write_json({"tokenizer_class": "CLIPTokenizer", "model_max_length": tokenizer.length,
                 "bos_token": START, "eos_token": END, "unk_token": END, "pad_token": tokenizer.pad},
                folder / "tokenizer_config.json")
-
-
-def text_json(config: TextConfig) -> dict:
-    return {"architectures": ["CLIPTextModel"], "model_type": "clip_text_model",
-            "vocab_size": config.vocabulary, "hidden_size": config.width,
-            "num_hidden_layers": config.layers, "num_attention_heads": config.heads,
-            "intermediate_size": config.inner_width, "max_position_embeddings": config.length,
-            "hidden_act": "quick_gelu", "layer_norm_eps": 1e-5,
-            # In CLIP's vocabulary and in ours, the start and end tokens are the last two.
-            "bos_token_id": config.vocabulary - 2, "eos_token_id": config.vocabulary - 1}
-
-
-def vae_json(config: VAEConfig) -> dict:
-    levels = len(config.channels)
-    return {"_class_name": "AutoencoderKL", "act_fn": "silu", "in_channels": 3, "out_channels": 3,
-            "block_out_channels": list(config.channels), "layers_per_block": config.resnets,
-            "latent_channels": config.latent_channels, "norm_num_groups": config.groups,
-            "down_block_types": ["DownEncoderBlock2D"] * levels,
-            "up_block_types": ["UpDecoderBlock2D"] * levels, "scaling_factor": config.scale}
-
-
-def unet_json(config: UNetConfig) -> dict:
-    return {"_class_name": "UNet2DConditionModel", "act_fn": "silu",
-            "in_channels": config.latent_channels, "out_channels": config.latent_channels,
-            "block_out_channels": list(config.channels), "layers_per_block": 2,
-            "cross_attention_dim": config.text_width, "attention_head_dim": config.heads,
-            "norm_num_groups": config.groups, "norm_eps": 1e-5, "downsample_padding": 1,
-            "flip_sin_to_cos": True, "freq_shift": 0, "center_input_sample": False,
-            "mid_block_scale_factor": 1,
-            "down_block_types": ["CrossAttnDownBlock2D"] * 3 + ["DownBlock2D"],
-            "up_block_types": ["UpBlock2D"] + ["CrossAttnUpBlock2D"] * 3}
-
-
-def motion_json(config: UNetConfig) -> dict:
-    return {"_class_name": "MotionAdapter", "block_out_channels": list(config.channels),
-            "motion_layers_per_block": 2, "motion_mid_block_layers_per_block": 1,
-            "motion_num_attention_heads": config.motion.heads,
-            "motion_norm_num_groups": config.groups,
-            "motion_max_seq_length": config.motion.max_frames,
-            "use_motion_mid_block": config.motion.version == 2, "conv_in_channels": None}

@@ -8,15 +8,16 @@ from pathlib import Path
 
 import torch
 
-from .. import keys
-from ..clip import CLIP, TextEncoder
-from ..config import MotionConfig, VisionConfig, text_config, unet_config, vae_config
-from ..files import fill, read_json, read_tensors
-from ..model import WEIGHTS
-from ..save import save_part, text_json
-from ..tokenizer import Tokenizer
-from ..unet import UNet
-from ..vae import VAE
+from ...files import keys
+from ...files.configs import text_config, text_json, unet_config, vae_config
+from ...files.load import WEIGHTS
+from ...files.reading import fill, read_json, read_tensors
+from ...files.save import save_part
+from ...model.clip import CLIP, TextEncoder
+from ...model.config import MotionConfig, VisionConfig
+from ...model.tokenizer import Tokenizer
+from ...model.unet import UNet
+from ...model.vae import VAE
 
 
 def save_clip(clip: CLIP, tokenizer: Tokenizer, folder: Path) -> None:

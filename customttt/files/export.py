@@ -1,6 +1,6 @@
 """Write a LoRA that train.py made as the files that other tools load.
 
-  python -m customttt.export output/ttt --to diffusers|comfyui|animatediff|kohya [--output FOLDER]
+  python -m customttt.files.export output/ttt --to diffusers|comfyui|animatediff|kohya
 
 docs/interoperability.md says what loads where. No model is needed: the names come from the file.
 """
@@ -14,10 +14,10 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from ..errors import UserError, run, writing
 from . import keys
-from .errors import UserError, run, writing
-from .files import read_metadata, read_tensors
 from .lora_files import public_stem, split_key
+from .reading import read_metadata, read_tensors
 
 Pairs = dict[str, dict[str, Tensor]]        # our name of a module -> its "down" and its "up"
 

@@ -15,11 +15,11 @@ import torch
 from torch import Generator, Tensor, nn
 from tqdm import tqdm
 
-from .errors import UserError, writing
-from .lion import Lion
-from .lora import adapted
-from .lora_files import save_lora
-from .unet import UNet
+from ..errors import UserError, writing
+from ..files.lora_files import save_lora
+from ..lion import Lion
+from ..lora import adapted
+from ..model.unet import UNet
 
 MOST_SKIPPED = 20       # non-finite steps in a row that end a run
 CHECKPOINT = "checkpoint.pt"

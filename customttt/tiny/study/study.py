@@ -31,21 +31,22 @@ import torch
 from torch import Generator, Tensor
 from tqdm import tqdm
 
-from ..errors import UserError, run, writing
-from ..files import read_json, read_metadata
-from ..lora import active
-from ..lora_files import load_lora
-from ..model import Model, load_model
-from ..recipes import STAGES, recipe, recipe_name
-from ..sampling import decode_frames, sample_video
-from ..stages import joining
-from ..video import contact_sheet, write_video
-from .judge import Judge
-from .motions import HELD_OUT_MOTIONS
-from .scores import (METRICS, STILL, Combination, combinations, other_motion, other_subject, score)
+from ...errors import UserError, writing
+from ...files.load import load_model
+from ...files.lora_files import load_lora
+from ...files.reading import read_json, read_metadata
+from ...lora import active
+from ...media.clips import contact_sheet, write_video
+from ...model.model import Model
+from ...recipes import STAGES, recipe, recipe_name
+from ...sampling import decode_frames, sample_video
+from ...stages import joining
+from ..pretraining.judge import Judge
+from ..world.clips import SCENES, make_clip, render
+from ..world.motions import HELD_OUT_MOTIONS
+from ..world.subjects import HELD_OUT_SUBJECTS, Subject
+from .scores import METRICS, STILL, Combination, combinations, other_motion, other_subject, score
 from .student import STUDENT, TEACHERS, UNSEEN_SEED, change, noise_change, preservation
-from .subjects import HELD_OUT_SUBJECTS, Subject
-from .world import SCENES, make_clip, render
 
 CONDITIONS = {      # name: adapters that are on
     "base": (),
@@ -257,7 +258,3 @@ def main() -> None:
             list(tqdm(pool.map(partial(train_motion, args), names), "motions", len(names)))
         results = list(tqdm(pool.map(partial(examine, args), chosen), "combinations", len(chosen)))
     print(table(results))
-
-
-if __name__ == "__main__":
-    run(main)

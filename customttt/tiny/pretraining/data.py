@@ -11,14 +11,14 @@ from einops import rearrange
 from torch import Generator, Tensor
 from tqdm import trange
 
-from ..errors import writing
-from ..tokenizer import END, START, Tokenizer, byte_symbols
-from ..vae import VAE
-from . import world
-from .chance import uniform
+from ...errors import writing
+from ...model.tokenizer import END, START, Tokenizer, byte_symbols
+from ...model.vae import VAE
+from ..world import clips as world
+from ..world.chance import uniform
+from ..world.clips import Clip
+from ..world.subjects import COMPOSED, DRAWINGS
 from .judge import as_pixels
-from .subjects import COMPOSED, DRAWINGS
-from .world import Clip
 
 TAUGHT = (*DRAWINGS, *COMPOSED)     # composed kinds twice: they have three colours to learn
 

@@ -11,7 +11,7 @@ from einops import rearrange
 from PIL import Image
 from torch import Tensor
 
-from .errors import UserError, writing
+from ..errors import UserError, writing
 
 
 def check_ending(path: str | Path) -> None:

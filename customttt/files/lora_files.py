@@ -12,12 +12,12 @@ from pathlib import Path
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from ..errors import UserError, writing
+from ..lora import adapted, attach
+from ..model.clip import TextEncoder
+from ..model.unet import UNet
 from . import keys
-from .clip import TextEncoder
-from .errors import UserError, writing
-from .files import read_json, read_metadata, read_tensors
-from .lora import adapted, attach
-from .unet import UNet
+from .reading import read_json, read_metadata, read_tensors
 
 # What follows a module's name (the stem) in a key, once `.processor` is taken out of it.
 PARTS = {

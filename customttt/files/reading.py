@@ -10,8 +10,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
+from ..errors import UserError
 from . import keys
-from .errors import UserError
 
 
 def read_json(path: Path) -> dict:

@@ -6,9 +6,9 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
-from . import subjects, world
+from ..world import clips as world, subjects
+from ..world.subjects import Subject
 from .parts import load_clip
-from .subjects import Subject
 
 
 def as_pixels(frames: Tensor) -> Tensor:

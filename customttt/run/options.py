@@ -6,11 +6,12 @@ from pathlib import Path
 
 import torch
 
-from .diffusion import STEPS
-from .errors import UserError
-from .model import Model, load_model
-from .recipes import PAPER, WHY_TINY, recipe, recipe_name
-from .training import DTYPES
+from ..diffusion import STEPS
+from ..errors import UserError
+from ..files.load import load_model
+from ..model.model import Model
+from ..recipes import PAPER, WHY_TINY, recipe, recipe_name
+from .loop import DTYPES
 
 DEFAULT_MODEL = Path("weights/tiny")    # the embedded miniature
 MAY_BE_ZERO = {"dropout", "weight_decay", "betas", "guidance", "reference_guidance",

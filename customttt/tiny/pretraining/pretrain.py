@@ -1,6 +1,6 @@
 """Pretrain the tiny model in the order of the real ones: CLIP, VAE, image UNet, motion modules.
 
-    python -m customttt.tiny.pretrain all --output weights/tiny      (or one stage: clip, ...)
+    python -m customttt.tiny.pretraining all --output weights/tiny      (or one stage: clip, ...)
 
 A stage reads what the stages before it wrote to --output (frozen, in fp16, as it is shipped) and
 writes its own part there: an exponential average of the weights. Run again after an interruption,
@@ -10,7 +10,7 @@ what each stage minimises.
 
 On two cores two processes of one thread are faster than one of two; they share each batch:
 
-    OMP_NUM_THREADS=1 torchrun --standalone --nproc-per-node 2 -m customttt.tiny.pretrain unet
+    OMP_NUM_THREADS=1 torchrun --standalone --nproc-per-node 2 -m customttt.tiny.pretraining unet
 """
 
 import argparse
@@ -27,7 +27,7 @@ import torch.distributed as dist
 from torch import Generator, Tensor, nn
 from tqdm import tqdm
 
-from ..errors import run, writing
+from ...errors import writing
 from . import denoising, objectives
 from .objectives import RECIPES, Recipe, Stage
 
@@ -164,7 +164,3 @@ def main() -> None:
         train(name, arguments.output, arguments.work, recipe, arguments.seed, rank, processes)
         if processes > 1:
             dist.barrier()                          # the next stage reads what rank 0 has written
-
-
-if __name__ == "__main__":
-    run(main)

@@ -18,11 +18,11 @@ from dataclasses import dataclass
 import torch
 from torch import Generator, Tensor
 
-from .judge import Judge
-from .measure import find_subject, measure_trajectory
-from .motions import HELD_OUT_MOTIONS, Motion, trajectory_agreement
-from .subjects import COLOURS, HELD_OUT_SUBJECTS
-from .world import SCENES, Clip, make_clip, render
+from ..pretraining.judge import Judge
+from ..pretraining.measure import find_subject, measure_trajectory
+from ..world.clips import SCENES, Clip, make_clip, render
+from ..world.motions import HELD_OUT_MOTIONS, Motion, trajectory_agreement
+from ..world.subjects import COLOURS, HELD_OUT_SUBJECTS
 
 METRICS = ("identity", "CLIP-I", "motion", "CLIP-T", "words", "consistency")
 STILL = Motion("standing still", "standing still")

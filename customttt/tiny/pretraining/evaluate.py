@@ -1,6 +1,6 @@
 """Score the tiny model, on seeds that training never drew from, with 95% intervals.
 
-    python -m customttt.tiny.evaluate clip|vae|unet|motion --model weights/tiny
+    python -m customttt.tiny.pretraining.evaluate clip|vae|unet|motion --model weights/tiny
 
 clip: CLIP's choice of subject, scene and each part's colour on real frames, the others given.
 vae: the same choices on reconstructed frames, and the reconstructions' error.
@@ -19,12 +19,13 @@ from einops import rearrange
 from torch import Generator, Tensor
 from tqdm import tqdm
 
-from ..diffusion import ddim_timesteps
-from ..errors import run
-from ..model import Model, load_model
-from ..sampling import ddim
-from ..video import as_frames, contact_sheet, write_video
-from . import subjects, world
+from ...diffusion import ddim_timesteps
+from ...errors import run
+from ...files.load import load_model
+from ...media.clips import as_frames, contact_sheet, write_video
+from ...model.model import Model
+from ...sampling import ddim
+from ..world import clips as world, subjects
 from .data import draw_clips, draw_frames
 from .judge import PARTS, Judge
 from .measure import classify_motion

@@ -1,0 +1,29 @@
+"""The four parts of a text-to-video model, together."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .clip import TextEncoder
+from .tokenizer import Tokenizer
+from .unet import UNet
+from .vae import VAE
+
+
+@dataclass
+class Model:
+    """The four parts, on one device and in one dtype. `name` goes into what is trained on it."""
+
+    name: str
+    tokenizer: Tokenizer
+    text_encoder: TextEncoder
+    vae: VAE
+    unet: UNet
+    device: torch.device
+    dtype: torch.dtype
+
+    @torch.no_grad()
+    def encode_text(self, texts: list[str]) -> Tensor:
+        """Strings -> embeddings (b 77 d) on the model's device."""
+        return self.text_encoder(self.tokenizer(texts).to(self.device))

@@ -1,0 +1,1 @@
+"""How the tiny model was trained, and how good it is."""

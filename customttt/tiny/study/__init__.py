@@ -1,0 +1,1 @@
+"""What the three stages do in the tiny world, scored against the rendered truth."""

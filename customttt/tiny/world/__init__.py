@@ -1,0 +1,1 @@
+"""The rendered world: subjects, motions, scenes, captions, and the example data."""
