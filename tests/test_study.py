@@ -106,7 +106,8 @@ def test_it_trains_scores_and_resumes(tmp_path, monkeypatch, model_folder, capsy
     scores = study.examine(argparse.Namespace(
         model=model_folder, output=tmp_path / "seed-1", name="ttt", seed=1, stages=STAGES,
         spatial=quick, temporal=quick, ttt="--steps 1 --reference-steps 1"), combination)
-    assert scores.keys() == {*study.CONDITIONS, *study.CONTROLS, *study.REFERENCES, "student"}
+    assert scores.keys() == {study.TRUTH, *study.CONDITIONS, *study.CONTROLS, *study.REFERENCES,
+                             "student"}
     changes = scores["student"]
     assert 0 < changes["change of temporal weights"] < 0.1
     # One reference step leaves noise, on which prompts and adapters of one step tell little.

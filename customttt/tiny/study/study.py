@@ -55,6 +55,7 @@ CONDITIONS = {      # name: adapters that are on
     "joined, no ttt": TEACHERS,
     "joined, ttt": STUDENT,
 }
+TRUTH = "rendered truth"        # the subject on the path: what could be reached
 REFERENCES = ("appearance reference", "motion reference")       # of test-time training
 CONTROLS = {        # name: whose clip is held against a truth that it did not learn
     "subject only, held against another subject": "subject only",
@@ -133,7 +134,9 @@ def examine(args: argparse.Namespace, combination: Combination) -> dict[str, dic
             args, "ttt", args.output / args.name / combination.name, "--spatial", spatial,
             "--temporal", temporal, "--prompt", combination.prompt, *said(args.ttt, combination))
 
-    model, judge, clips, scores = load_model(args.model), Judge(args.model), {}, {}
+    model, judge = load_model(args.model), Judge(args.model)
+    clips = {TRUTH: truth(combination, args.seed)}
+    scores = {TRUTH: score(judge, combination, clips[TRUTH], args.seed)}
     for name, file in adapters.items():
         load_lora(model.unet, file, name=name)
     for name, on in CONDITIONS.items():
@@ -164,6 +167,13 @@ def examine(args: argparse.Namespace, combination: Combination) -> dict[str, dic
     return scores
 
 
+def truth(combination: Combination, seed: int) -> Tensor:
+    """(f H W 3) uint8: the rendered clip of the subject on the path, at a place of the seed's."""
+    return render(make_clip(HELD_OUT_SUBJECTS[combination.subject],
+                            HELD_OUT_MOTIONS[combination.motion], combination.scene,
+                            Generator().manual_seed(seed + 7)))
+
+
 def sample(args: argparse.Namespace, model: Model, combination: Combination,
            on: tuple[str, ...]) -> Tensor:
     """One clip; those without test-time training are kept for the other --name's."""
@@ -189,7 +199,7 @@ def interval(values: list[float]) -> str:
 
 def table(results: list[dict]) -> str:
     lines = ["| | " + " | ".join(METRICS) + " |", "|---" * (len(METRICS) + 1) + "|"]
-    for name in [*CONDITIONS, *CONTROLS, *REFERENCES]:
+    for name in [TRUTH, *CONDITIONS, *CONTROLS, *REFERENCES]:
         if name in results[0]:
             cells = (interval([scores[name][m] for scores in results]) for m in METRICS)
             lines.append(f"| {name} | " + " | ".join(cells) + " |")

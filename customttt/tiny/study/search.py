@@ -1,0 +1,163 @@
+"""Where the tiny recipe's numbers come from: settings of a stage, scored side by side.
+
+  python -m customttt.tiny.study.search probe
+  python -m customttt.tiny.study.search spatial "--spatial-layers 1 7" "--spatial-layers 2 6"
+  python -m customttt.tiny.study.search temporal "--learning-rate 1e-4" "--learning-rate 3e-4"
+  python -m customttt.tiny.study.search joined 0.6 0.8 1 --spatial="--steps 300"
+
+spatial, temporal: train.py's stage under each setting (its flags), on a few held-out subjects or
+motions, with the motion modules in. joined: scales of the spatial LoRA beside the temporal one,
+both as --spatial and --temporal say, without test-time training. One row a setting: mean and 95%
+interval over the combinations. Their range is not the one that `study` reports; what is there
+already is not trained again.
+
+probe: the paper's, in a first form. A prompt p* goes into one layer, another p into all others: of
+which is the picture? (the subject by CLIP, on images; the motion by the measured path, on clips)
+"""
+
+import argparse
+import os
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
+from functools import partial
+from multiprocessing import get_context
+from pathlib import Path
+
+import torch
+from einops import rearrange
+from torch import Generator, Tensor
+from tqdm import tqdm
+
+from ...diffusion import ddim_step, ddim_timesteps
+from ...errors import UserError, run, writing
+from ...files.load import load_model
+from ...files.lora_files import load_lora
+from ...media.clips import as_frames, contact_sheet, write_video
+from ...model.model import Model
+from ..pretraining.judge import Judge
+from ..pretraining.measure import measure_trajectory
+from ..world.clips import SCENES, SIZE, make_clip, sample_clip
+from ..world.motions import MOTIONS, sample_motion, trajectory_agreement
+from ..world.subjects import COMPOSED, USUAL, Subject
+from .scores import METRICS, Combination, combinations, score
+from .study import TEACHERS, examine, interval, sample, train_motion, train_subject, write_data
+
+LAYERS = range(9)
+ONLY = {"spatial": "subject only", "temporal": "motion only"}
+
+
+def searched(args: argparse.Namespace, stage: str, flags: str) -> argparse.Namespace:
+    """study's arguments for one setting of one stage, in a folder named after it."""
+    name = flags.replace("--", "").strip().replace(" ", "-") or "as-it-is"
+    output = args.output / stage / name
+    write_data(output / "data")
+    return argparse.Namespace(model=args.model, output=output, name="scores", seed=args.seed,
+                              stages=[stage], spatial=flags, temporal=flags, ttt="")
+
+
+def one_stage(args: argparse.Namespace, stage: str, flags: str,
+              chosen: list[Combination]) -> list[dict]:
+    """Scores of the stage's own clip, by combination."""
+    setting = searched(args, stage, flags)
+    with ProcessPoolExecutor(os.cpu_count(), get_context("spawn")) as pool:
+        results = pool.map(partial(examine, setting), chosen)
+        return [scores[ONLY[stage]] for scores in tqdm(results, flags, len(chosen))]
+
+
+def one_scale(args: argparse.Namespace, scale: float, combination: Combination) -> dict:
+    """Scores of the joined clip, the spatial LoRA at this scale."""
+    spatial, temporal = (searched(args, stage, vars(args)[stage]) for stage in ONLY)
+    files = (train_subject(spatial, combination.subject),
+             train_motion(temporal, combination.motion))
+    model = load_model(args.model)
+    for name, file, size in zip(TEACHERS, files, (scale, 1)):
+        load_lora(model.unet, file, size, name=name)
+    setting = argparse.Namespace(output=args.output / "joined" / f"{scale:g}", seed=args.seed)
+    frames = sample(setting, model, combination, TEACHERS)
+    write_video(contact_sheet([frames[::2]]), setting.output / f"{combination.name}.png")
+    return score(Judge(args.model), combination, frames, args.seed)
+
+
+# ---------------------------------------------------------------------------------- the probe
+
+@torch.no_grad()
+def probed(model: Model, p: str, star: str, layer: int, frames: int, seed: int) -> Tensor:
+    """(f H W 3) uint8 from 25 DDIM steps, the text `star` in one layer and p in the others."""
+    side = SIZE // model.vae.factor
+    x_t = torch.randn((1, 4, frames, side, side), generator=Generator().manual_seed(seed))
+    text, other, empty = model.encode_text([p, star, ""]).split(1)
+    texts = [torch.cat([empty, other if i == layer else text]) for i in LAYERS]
+    timesteps = ddim_timesteps(25)
+    for t, t_prev in zip(timesteps, [*timesteps[1:], -1]):
+        both = model.unet(torch.cat([x_t, x_t]), torch.tensor([t, t]), texts, motion=frames > 1)
+        of_empty, of_text = both.split(1)
+        x_t = ddim_step(of_empty + 3 * (of_text - of_empty), t, t_prev, x_t)
+    return as_frames(model.vae.decode(rearrange(x_t, "1 c f h w -> f c h w")))
+
+
+def follows(args: argparse.Namespace, task: tuple[str, int, int]) -> float:
+    """How much the picture follows p* rather than p, -1 to 1: difference of the cosines with the
+    two captions, or of the agreements with the two paths, over their distance."""
+    what, layer, k = task
+    torch.set_num_threads(1)
+    generator, model = Generator().manual_seed(args.seed + k), load_model(args.model)
+    own = sample_clip(generator, kinds=tuple(COMPOSED), words=MOTIONS[:6])
+    if what == "appearance":
+        kind = [kind for kind in COMPOSED if kind != own.subject.kind][k % 3]
+        star = replace(own, subject=Subject(kind, USUAL[kind]))
+        shown = probed(model, own.image_caption, star.image_caption, layer, 1, args.seed + k)
+        judge = Judge(args.model)
+        captions = judge.embed_captions([own.image_caption, star.image_caption])
+        a, b = (judge.embed_frames(shown) @ captions.T)[0].tolist()
+        return (b - a) / (1 - (captions[0] @ captions[1]).item())
+    word = [word for word in MOTIONS[:6] if word != own.motion.word][k % 5]
+    star = make_clip(own.subject, sample_motion(generator, word), own.scene, generator)
+    path = measure_trajectory(probed(model, own.caption, star.caption, layer, 16, args.seed + k))
+    a, b = (trajectory_agreement(path, each.trajectory()[:, :3]) for each in (own, star))
+    return (b - a) / 2
+
+
+def probe(args: argparse.Namespace) -> None:
+    print("| layer | appearance follows p* | motion follows p* |\n|---|---|---|")
+    with ProcessPoolExecutor(os.cpu_count(), get_context("spawn")) as pool:
+        for layer in LAYERS:
+            cells = []
+            for what, n in (("appearance", args.images), ("motion", args.combinations)):
+                tasks = [(what, layer, k) for k in range(n)]
+                cells.append(interval(list(pool.map(partial(follows, args), tasks))))
+            print(f"| {layer} | {' | '.join(cells)} |", flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=["probe", *ONLY, "joined"])
+    parser.add_argument("settings", nargs="*", help="flags of the stage, or scales")
+    parser.add_argument("--model", type=Path, default=Path("weights/tiny"))
+    parser.add_argument("--output", type=Path, default=Path("output/search"))
+    parser.add_argument("--start", type=int, default=0, help="the first combination")
+    parser.add_argument("--combinations", type=int, default=6)
+    parser.add_argument("--images", type=int, default=30, help="of the probe, a layer")
+    parser.add_argument("--seed", type=int, default=5)
+    parser.add_argument("--spatial", default="", metavar="FLAGS", help="of what is joined")
+    parser.add_argument("--temporal", default="", metavar="FLAGS")
+    args = parser.parse_args()
+    os.environ["OMP_NUM_THREADS"] = "1"     # a process for each core is faster than shared ones
+    if args.what == "probe":
+        return probe(args)
+    if not args.settings:
+        raise UserError("settings: give at least one")
+    chosen = combinations(args.start, args.combinations)
+    print("| | " + " | ".join(METRICS) + " |\n" + "|---" * (len(METRICS) + 1) + "|")
+    for setting in args.settings:
+        if args.what == "joined":
+            with ProcessPoolExecutor(os.cpu_count(), get_context("spawn")) as pool:
+                results = list(pool.map(partial(one_scale, args, float(setting)), chosen))
+        else:
+            results = one_stage(args, args.what, setting, chosen)
+        cells = (interval([scores[metric] for scores in results]) for metric in METRICS)
+        print(f"| {setting} | " + " | ".join(cells) + " |", flush=True)
+
+
+if __name__ == "__main__":
+    run(main)
