@@ -51,7 +51,7 @@ def test_only_its_own_part_is_trained(pretrained):
     assert counts["crops"] == counts["unet"]
 
 
-@pytest.mark.parametrize("name", ["tune", "half"])      # AdamW alone; with Muon, and in bfloat16
+@pytest.mark.parametrize("name", ["tune", "half"])      # AdamW alone; with Muon
 def test_resumed_is_the_same_run(name, pretrained, tmp_path, monkeypatch):
     monkeypatch.setattr(pretrain, "SAVE_EVERY", -1)     # after every step
     once, twice = (shutil.copytree(pretrained[0], tmp_path / copy) for copy in ("once", "twice"))
