@@ -79,7 +79,7 @@ def image_stage(unet: UNet, folder: Path, work: Path, recipe: Recipe, whole: flo
 
     def loss(generator: Generator) -> Tensor:
         cropped = uniform(generator, 0, 1) >= whole
-        n = recipe.batch if cropped else recipe.batch // 4
+        n = recipe.batch if cropped else max(1, recipe.batch // 4)
         some = torch.randint(len(clips), (n,), generator=generator)
         captions = texts.draw([clips[k] for k in some], generator, motion=0.7)
         z = latents[some].float()
