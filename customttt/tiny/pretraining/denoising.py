@@ -227,11 +227,10 @@ def positions(frames: Tensor):
 
 
 class Captions:
-    """Captions of clips as the frozen text encoder's embeddings, each computed once."""
+    """Captions of clips as the frozen text encoder's embeddings."""
 
     def __init__(self, folder: Path):
         self.text_encoder, self.tokenizer = load_text_encoder(folder)
-        self.known = {}
 
     def draw(self, clips: list[world.Clip], generator: Generator, motion: float) -> list[str]:
         """One in ten is empty, for classifier-free guidance; `motion`: how often a verb is said."""
@@ -241,9 +240,7 @@ class Captions:
     @torch.no_grad()
     def embed(self, captions: list[str]) -> Tensor:
         """(n 77 d)"""
-        for text in set(captions) - self.known.keys():
-            self.known[text] = self.text_encoder(self.tokenizer([text]))[0]
-        return torch.stack([self.known[text] for text in captions])
+        return self.text_encoder(self.tokenizer(captions))
 
 
 def denoising_loss(predict: Callable, z: Tensor, text: Tensor, t: Tensor, generator: Generator,
