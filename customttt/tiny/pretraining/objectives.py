@@ -168,8 +168,9 @@ def vision_stage(folder: Path, work: Path, recipe: Recipe) -> Stage:
         where = F.smooth_l1_loss(module["where"](seen["middle"][:, 1:]), offsets)
         on_it = offsets.norm(dim=-1) < 1                                    # (n patches)
         which = module["which"](seen["last"])                               # (n 1+patches kinds)
-        answers = torch.tensor([[kinds.index(c.subject.kind), *map(colours.index, c.subject.colours),
-                                 *[-1] * (3 - len(c.subject.colours))] for c in clips])
+        answers = torch.tensor([[kinds.index(c.subject.kind),
+                                 *(colours.index(colour) for colour in c.subject.colours),
+                                 *[-1] * (len(PARTS) - len(c.subject.colours))] for c in clips])
         of_patches = answers[:, None].expand(*on_it.shape, -1)[on_it]
         return contrastive + where + answered(which[:, 0], answers) \
             + answered(which[:, 1:][on_it], of_patches)

@@ -11,14 +11,13 @@ both as --spatial and --temporal say, without test-time training. One row a sett
 interval over the combinations. Their range is not the one that `study` reports; what is there
 already is not trained again.
 
-probe: the paper's, in a first form. A prompt p* goes into one layer, another p into all others: of
-which is the picture? (the subject by CLIP, on images; the motion by the measured path, on clips)
+probe: the paper's, in a first form. A prompt p* goes into one layer, another p into all others:
+which of the two does the picture follow? -1 is p, 1 is p*. Only layers that read text are asked.
 """
 
 import argparse
 import os
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import replace
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
@@ -29,20 +28,22 @@ from torch import Generator, Tensor
 from tqdm import tqdm
 
 from ...diffusion import ddim_step, ddim_timesteps
-from ...errors import UserError, run, writing
+from ...errors import UserError, run
 from ...files.load import load_model
 from ...files.lora_files import load_lora
 from ...media.clips import as_frames, contact_sheet, write_video
 from ...model.model import Model
-from ..pretraining.judge import Judge
+from ..pretraining.judge import Judge, picture_caption
 from ..pretraining.measure import measure_trajectory
-from ..world.clips import SCENES, SIZE, make_clip, sample_clip
-from ..world.motions import MOTIONS, sample_motion, trajectory_agreement
+from ..world.clips import SIZE, sample_clip
+from ..world.motions import MOTIONS, trajectory_agreement
 from ..world.subjects import COMPOSED, USUAL, Subject
 from .scores import METRICS, Combination, combinations, score
 from .study import TEACHERS, examine, interval, sample, train_motion, train_subject, write_data
 
-LAYERS = range(9)
+READ_TEXT = (0, 1, 2, 4, 6, 7, 8)
+STRAIGHT = MOTIONS[:4]          # left, right, up, down
+PROBE_STEPS, GUIDANCE = 12, 3.0
 ONLY = {"spatial": "subject only", "temporal": "motion only"}
 
 
@@ -82,50 +83,53 @@ def one_scale(args: argparse.Namespace, scale: float, combination: Combination) 
 
 @torch.no_grad()
 def probed(model: Model, p: str, star: str, layer: int, frames: int, seed: int) -> Tensor:
-    """(f H W 3) uint8 from 25 DDIM steps, the text `star` in one layer and p in the others."""
+    """(f H W 3) uint8 by DDIM from noise, the text `star` in one layer and p in the others."""
     side = SIZE // model.vae.factor
     x_t = torch.randn((1, 4, frames, side, side), generator=Generator().manual_seed(seed))
     text, other, empty = model.encode_text([p, star, ""]).split(1)
-    texts = [torch.cat([empty, other if i == layer else text]) for i in LAYERS]
-    timesteps = ddim_timesteps(25)
+    texts = [torch.cat([empty, other if i == layer else text]) for i in range(9)]
+    timesteps = ddim_timesteps(PROBE_STEPS)
     for t, t_prev in zip(timesteps, [*timesteps[1:], -1]):
         both = model.unet(torch.cat([x_t, x_t]), torch.tensor([t, t]), texts, motion=frames > 1)
         of_empty, of_text = both.split(1)
-        x_t = ddim_step(of_empty + 3 * (of_text - of_empty), t, t_prev, x_t)
+        x_t = ddim_step(of_empty + GUIDANCE * (of_text - of_empty), t, t_prev, x_t)
     return as_frames(model.vae.decode(rearrange(x_t, "1 c f h w -> f c h w")))
 
 
-def follows(args: argparse.Namespace, task: tuple[str, int, int]) -> float:
-    """How much the picture follows p* rather than p, -1 to 1: difference of the cosines with the
-    two captions, or of the agreements with the two paths, over their distance."""
-    what, layer, k = task
+def appearance_follows(model: Model, judge: Judge, layer: int, k: int, seed: int) -> float:
+    """How much an image follows p* (another kind) rather than p, -1 to 1: the difference of its
+    cosines with the two captions over their distance."""
+    own = sample_clip(Generator().manual_seed(seed + k), kinds=tuple(COMPOSED))
+    kind = [kind for kind in COMPOSED if kind != own.subject.kind][k % 3]
+    p, star = own.image_caption, picture_caption(Subject(kind, USUAL[kind]), own.scene)
+    captions = judge.embed_captions([p, star])
+    frames = probed(model, p, star, layer, 1, seed + k)
+    a, b = (judge.embed_frames(frames) @ captions.T)[0].tolist()
+    return (b - a) / (1 - (captions[0] @ captions[1]).item())
+
+
+def motion_follows(model: Model, layer: int, k: int, seed: int) -> float:
+    """How much a clip follows p* (the straight motion the other way) rather than p, -1 to 1: minus
+    the agreement of the measured path with p's."""
+    word, opposite = STRAIGHT[k % 4], STRAIGHT[k % 4 ^ 1]
+    own = sample_clip(Generator().manual_seed(seed + k), words=[word])
+    frames = probed(model, own.caption, own.caption.replace(word, opposite), layer, 16, seed + k)
+    return -trajectory_agreement(measure_trajectory(frames), own.trajectory()[:, :3])
+
+
+def probe_layer(args: argparse.Namespace, layer: int) -> str:
     torch.set_num_threads(1)
-    generator, model = Generator().manual_seed(args.seed + k), load_model(args.model)
-    own = sample_clip(generator, kinds=tuple(COMPOSED), words=MOTIONS[:6])
-    if what == "appearance":
-        kind = [kind for kind in COMPOSED if kind != own.subject.kind][k % 3]
-        star = replace(own, subject=Subject(kind, USUAL[kind]))
-        shown = probed(model, own.image_caption, star.image_caption, layer, 1, args.seed + k)
-        judge = Judge(args.model)
-        captions = judge.embed_captions([own.image_caption, star.image_caption])
-        a, b = (judge.embed_frames(shown) @ captions.T)[0].tolist()
-        return (b - a) / (1 - (captions[0] @ captions[1]).item())
-    word = [word for word in MOTIONS[:6] if word != own.motion.word][k % 5]
-    star = make_clip(own.subject, sample_motion(generator, word), own.scene, generator)
-    path = measure_trajectory(probed(model, own.caption, star.caption, layer, 16, args.seed + k))
-    a, b = (trajectory_agreement(path, each.trajectory()[:, :3]) for each in (own, star))
-    return (b - a) / 2
+    model, judge = load_model(args.model), Judge(args.model)
+    appearance = [appearance_follows(model, judge, layer, k, args.seed) for k in range(args.images)]
+    motion = [motion_follows(model, layer, k, args.seed) for k in range(args.combinations)]
+    return f"| {layer} | {interval(appearance)} | {interval(motion)} |"
 
 
 def probe(args: argparse.Namespace) -> None:
     print("| layer | appearance follows p* | motion follows p* |\n|---|---|---|")
     with ProcessPoolExecutor(os.cpu_count(), get_context("spawn")) as pool:
-        for layer in LAYERS:
-            cells = []
-            for what, n in (("appearance", args.images), ("motion", args.combinations)):
-                tasks = [(what, layer, k) for k in range(n)]
-                cells.append(interval(list(pool.map(partial(follows, args), tasks))))
-            print(f"| {layer} | {' | '.join(cells)} |", flush=True)
+        for row in pool.map(partial(probe_layer, args), READ_TEXT):
+            print(row, flush=True)
 
 
 def main() -> None:
