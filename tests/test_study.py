@@ -13,7 +13,7 @@ from customttt.lora import adapted, add_lora
 from customttt.recipes import STAGES, recipe
 from customttt.stages import joining
 from customttt.tiny.pretraining.judge import Judge
-from customttt.tiny.study import student, study
+from customttt.tiny.study import search, student, study
 from customttt.tiny.study.scores import METRICS, combinations, other_motion, other_subject, score
 from customttt.tiny.world.clips import make_clip, render
 from customttt.tiny.world.motions import HELD_OUT_MOTIONS
@@ -86,6 +86,22 @@ def test_losses_of_the_student_are_held_against_the_teachers(model_folder, monke
     worse = student.preservation(stage)
     assert worse["motion loss above the teacher's, before"] == 0
     assert worse["change of motion loss"] > 0.01
+
+
+def test_the_search_scores_settings_and_probes_layers(tmp_path, monkeypatch, model_folder):
+    quick = "--steps 1 --rank 2 --frames 4"
+    monkeypatch.chdir(model_folder.parent.parent)
+    monkeypatch.setattr(study, "recipe", lambda *_: {"sampling_steps": 2, "guidance": 3,
+                                                     "size": 64})
+    args = argparse.Namespace(model=model_folder, output=tmp_path, seed=1, images=1, combinations=1,
+                              spatial=quick, temporal=quick)
+    [combination] = combinations(3, 1)
+    off, on = (search.one_scale(args, scale, combination) for scale in (0, 100))
+    assert off.keys() == set(METRICS) and off != on
+    assert (tmp_path / "spatial" / "steps-1-rank-2-frames-4" / "spatial").is_dir()
+
+    monkeypatch.setattr(search, "PROBE_STEPS", 2)
+    assert search.probe_layer(args, 7).startswith("| 7 | ")
 
 
 def test_ttt_alone_is_refused(monkeypatch):

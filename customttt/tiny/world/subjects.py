@@ -152,7 +152,7 @@ class Subject:
 
     @property
     def words(self) -> str:
-        """ "an orange ball"; "a blue yellow red teddy bear", in its usual colours "a teddy bear" """
+        """ "an orange ball", "a blue yellow red teddy bear"; the usual "a teddy bear" """
         usual = USUAL.get(self.kind) == self.colours
         words = " ".join((*self.colours * (not usual), self.kind))
         return ("an " if words[0] in "aeiou" else "a ") + words
