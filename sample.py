@@ -13,10 +13,12 @@ from pathlib import Path
 from tqdm import tqdm
 
 from customttt.errors import UserError, check_writable, run
-from customttt.files.lora_files import load_lora
+from customttt.files.lora_files import find_lora, load_lora
 from customttt.lora import merge_lora
 from customttt.media.clips import check_ending, write_video
 from customttt.model.model import Model
+from customttt.recipes import SAMPLING
+from customttt.run.data import require_motion
 from customttt.run.options import add_model_flags, add_recipe_flags, chosen_settings, open_model
 from customttt.sampling import decode_frames, sample_latents
 
@@ -34,7 +36,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--output", type=Path, default=Path("output/sample.mp4"), metavar="FILE")
     parser.add_argument("--motion", action=argparse.BooleanOptionalAction, default=True,
                         help="--no-motion takes the motion modules out: frames are separate images")
-    add_recipe_flags(parser, ("sampling",))
+    add_recipe_flags(parser, SAMPLING)
     return parser.parse_args()
 
 
@@ -42,13 +44,12 @@ def main() -> None:
     args = parse()
     check_ending(args.output)
     model, _ = open_model(args)
-    settings = chosen_settings(args, "sampling", model)
-    if args.motion and model.unet.config.motion is None:
-        raise UserError(f"--model {args.model} has no motion module: give one with "
-                        f"--motion-module, or sample images with --no-motion")
+    settings = chosen_settings(args, SAMPLING, model)
+    if args.motion:
+        require_motion(model, instead="or sample images with --no-motion")
     loras = args.lora
     if loras is None:
-        loras = [JOINED] if (JOINED / "adapter.safetensors").exists() else []
+        loras = [JOINED] if JOINED.exists() else []
     prompt = apply_loras(model, loras)
     if args.prompt is not None:
         prompt = args.prompt
@@ -60,8 +61,7 @@ def main() -> None:
     latents = sample_latents(model, prompt, settings["sampling_steps"], settings["guidance"],
                              settings["frames"], settings["size"], args.seed, args.negative_prompt,
                              motion=args.motion)
-    for z in tqdm(latents, desc="sampling", total=settings["sampling_steps"], unit="step"):
-        pass
+    *_, z = tqdm(latents, desc="sampling", total=settings["sampling_steps"], unit="step")
     write_video(decode_frames(model, z), args.output, settings["fps"])
     print(f"written: {args.output}")
 
@@ -71,8 +71,7 @@ def apply_loras(model: Model, loras: list[str | Path]) -> str | None:
     prompt = None
     for given in loras:
         path, scale = split_scale(str(given))
-        if path.is_dir():
-            path = path / "adapter.safetensors"
+        path = find_lora(path, "--lora")
         file = load_lora(model.unet, path, scale, text_encoder=model.text_encoder)
         print(f"{path}: {file.tensors} tensors applied at scale {scale:g}")
         for sentence in file.notes:

@@ -1,29 +1,27 @@
 """LoRA (Hu et al. 2021) on the layers that matter: y = W x + scale * up(down(x)).
 
 "spatial" adapts the spatial transformers (the paper's W_s), "temporal" the motion modules (W_t);
-`layers` are the paper's indices i = 0..8. Every wrapped module may hold several adapters by name,
-and `with active(unet, "spatial"):` says at the call which of them are on.
+`layers` are the paper's indices i = 0..8. A module may hold several LoRAs by name (teacher and
+student share one UNet), and `with lora_on(unet, "spatial"):` says at the call which of them are on.
 """
 
 import contextlib
 from collections.abc import Iterator, Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .errors import UserError
-from .model.blocks import Upsample
 from .model.unet import UNet
 
 PLACES = {"spatial": "spatial_transformers", "temporal": "motion_modules"}
 
 
-class Adapter(nn.Module):
-    """One low-rank update of one Linear or convolution, in fp32.
+class LoRA(nn.Module):
+    """One low-rank update of one Linear or convolution, in fp32: scale * up(down(x)).
 
-    Down starts normal with standard deviation 1 / rank, up at zero, so a fresh adapter changes
-    nothing. Dropout is on the update, as in the code base that the paper's settings point to.
+    Down starts normal with standard deviation 1 / rank, up at zero, so a fresh LoRA changes
+    nothing. Dropout is on the update. Both as in AnimateDiff-MotionDirector (docs/method.md).
     """
 
     def __init__(self, base: nn.Linear | nn.Conv2d, rank: int, dropout: float, scale: float = 1.0):
@@ -39,12 +37,9 @@ class Adapter(nn.Module):
         nn.init.zeros_(self.up.weight)
         self.dropout = nn.Dropout(dropout)
         self.scale = scale
-        self.enlarge = 2 if isinstance(base, Upsample) else 1
         self.to(base.weight.device)
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.enlarge > 1:
-            x = F.interpolate(x, scale_factor=self.enlarge, mode="nearest")
         return self.scale * self.dropout(self.up(self.down(x.to(self.down.weight.dtype))))
 
     def delta(self) -> Tensor:
@@ -53,13 +48,13 @@ class Adapter(nn.Module):
         return self.scale * (up.flatten(1) @ down.flatten(1)).view(len(up), *down.shape[1:])
 
 
-class Adapted(nn.Module):
-    """A Linear or convolution and its adapters; `on` names those that are added."""
+class WithLoRA(nn.Module):
+    """A Linear or convolution and its LoRAs; `on` names those that are added."""
 
     def __init__(self, base: nn.Linear | nn.Conv2d):
         super().__init__()
         self.base = base
-        self.adapters = nn.ModuleDict()
+        self.loras = nn.ModuleDict()
         self.on: set[str] = set()
 
     @property
@@ -69,7 +64,7 @@ class Adapted(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         y = self.base(x)
         for name in sorted(self.on):
-            y = y + self.adapters[name](x).to(y.dtype)
+            y = y + self.loras[name](x).to(y.dtype)
         return y
 
 
@@ -92,17 +87,17 @@ def targets(unet: UNet, kind: str, layers: Sequence[int], convolutions: bool = F
                             f"{kind} layers here are {_places(unet, kind)}")
         prefix = f"layers.{i}.{PLACES[kind]}."
         names += [prefix + name for name, module in modules.named_modules()
-                  if not _inside_adapted(name) and (".block." in name and _is_linear(module)
+                  if not _inside_wrapper(name) and (".block." in name and _is_linear(module)
                   or convolutions and kind == "spatial" and name.endswith(("proj_in", "proj_out")))]
     return names
 
 
 def _is_linear(module: nn.Module) -> bool:
-    return isinstance(module, (nn.Linear, Adapted))
+    return isinstance(module, (nn.Linear, WithLoRA))
 
 
-def _inside_adapted(name: str) -> bool:
-    return ".base" in name or ".adapters" in name
+def _inside_wrapper(name: str) -> bool:
+    return ".base" in name or ".loras" in name
 
 
 def _places(unet: UNet, kind: str) -> str:
@@ -112,57 +107,63 @@ def _places(unet: UNet, kind: str) -> str:
 
 def add_lora(unet: UNet, kind: str, layers: Sequence[int], rank: int = 32, dropout: float = 0.1,
              name: str | None = None, convolutions: bool = False) -> list[nn.Parameter]:
-    """Wrap the targets, add a fresh adapter called `name` (default: `kind`), switch it on.
+    """Put a fresh LoRA called `name` (default: `kind`) on the targets, switched on.
 
     Returns its parameters, the ones to train; freezing the others is the caller's.
     """
-    name, parameters = name or kind, []
+    parameters = []
     for target in targets(unet, kind, layers, convolutions):
-        adapter = attach(unet, target, name, rank, dropout)
-        parameters += adapter.parameters()
+        parameters += put_lora(unet, target, name or kind, rank, dropout).parameters()
     return parameters
 
 
-def attach(module: nn.Module, target: str, name: str, rank: int, dropout: float = 0.0,
-           scale: float = 1.0) -> Adapter:
-    """Put an adapter called `name` on the submodule `target`, wrapped if it is not yet, and on."""
+def put_lora(module: nn.Module, target: str, name: str, rank: int, dropout: float = 0.0,
+             scale: float = 1.0) -> LoRA:
+    """Put a LoRA called `name` on the submodule `target`, wrapped if it is not yet, and on."""
     owner, _, leaf = target.rpartition(".")
-    wrapped = module.get_submodule(target)
-    if not isinstance(wrapped, Adapted):
-        wrapped = Adapted(wrapped)
-        setattr(module.get_submodule(owner), leaf, wrapped)
-    if name in wrapped.adapters:
-        raise ValueError(f"{target} has an adapter {name!r} already: give this one another name")
-    wrapped.adapters[name] = Adapter(wrapped.base, rank, dropout, scale)
-    wrapped.on.add(name)
-    return wrapped.adapters[name]
+    wrapper = module.get_submodule(target)
+    if not isinstance(wrapper, WithLoRA):
+        wrapper = WithLoRA(wrapper)
+        setattr(module.get_submodule(owner), leaf, wrapper)
+    if name in wrapper.loras:
+        raise ValueError(f"{target} has a LoRA {name!r} already: give this one another name")
+    wrapper.loras[name] = LoRA(wrapper.base, rank, dropout, scale)
+    wrapper.on.add(name)
+    return wrapper.loras[name]
 
 
-def adapted(module: nn.Module) -> Iterator[tuple[str, Adapted]]:
+def with_lora(module: nn.Module) -> Iterator[tuple[str, WithLoRA]]:
     """(name, module) of everything that is wrapped."""
-    return ((name, each) for name, each in module.named_modules() if isinstance(each, Adapted))
+    return ((name, each) for name, each in module.named_modules() if isinstance(each, WithLoRA))
+
+
+def lora_parameters(module: nn.Module, *names: str) -> dict[str, nn.Parameter]:
+    """The parameters of the LoRAs of these names."""
+    return {f"{target}.{name}.{part}": parameter for target, wrapper in with_lora(module)
+            for name in names if name in wrapper.loras
+            for part, parameter in wrapper.loras[name].named_parameters()}
 
 
 @contextlib.contextmanager
-def active(unet: nn.Module, *names: str) -> Iterator[None]:
-    """Inside the `with`, exactly the adapters of these names are on."""
-    wrapped = [module for _, module in adapted(unet)]
-    before = [module.on for module in wrapped]
-    for module in wrapped:
-        module.on = {name for name in names if name in module.adapters}
+def lora_on(unet: nn.Module, *names: str) -> Iterator[None]:
+    """Inside the `with`, exactly the LoRAs of these names are on."""
+    wrappers = [wrapper for _, wrapper in with_lora(unet)]
+    before = [wrapper.on for wrapper in wrappers]
+    for wrapper in wrappers:
+        wrapper.on = {name for name in names if name in wrapper.loras}
     try:
         yield
     finally:
-        for module, on in zip(wrapped, before):
-            module.on = on
+        for wrapper, on in zip(wrappers, before):
+            wrapper.on = on
 
 
 @torch.no_grad()
 def merge_lora(module: nn.Module) -> None:
-    """W <- W + scale * up @ down for all adapters that are on; the modules become plain again."""
-    for name, wrapped in list(adapted(module)):
-        base = wrapped.base
-        update = sum(wrapped.adapters[on].delta() for on in sorted(wrapped.on))
+    """W <- W + scale * up @ down for all LoRAs that are on; the modules become plain again."""
+    for name, wrapper in list(with_lora(module)):
+        base = wrapper.base
+        update = sum(wrapper.loras[on].delta() for on in sorted(wrapper.on))
         weight = (base.weight.float() + update).to(base.weight.dtype)
         base.weight = nn.Parameter(weight, requires_grad=False)
         owner, _, leaf = name.rpartition(".")

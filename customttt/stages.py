@@ -1,137 +1,141 @@
-"""The three stages, each as the losses of one step.
+"""The three stages of CustomTTT: one step of each, top to bottom, and what else train.py needs.
 
-Legend: z clean latents (b 4 f h w), eps noise, t timesteps (b,), f reference steps; text (b n d).
-Random numbers come from a CPU generator, so that a run is the same wherever it is resumed.
+Legend: z clean latents (b 4 f h w), c text embeddings (b n d), eps noise, t timesteps (b,). A step
+takes what it learns from, the stage's settings (recipes.py), `draw` (draws.py), and `backward`,
+which adds a loss's gradient to what is there: it is called once a loss.
 """
 
-from collections.abc import Iterator
+from argparse import ArgumentParser, Namespace
+from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
-from torch import Generator, Tensor
+from torch import Tensor, nn
 
-from .diffusion import STEPS, add_noise, ddim_timesteps
-from .lora import active
-from .losses import debiased_noise_loss, noise_loss
+from . import recipes
+from .diffusion import STEPS, ddim, ddim_timesteps
+from .draws import Draws
+from .files.lora_files import save_lora
+from .lora import lora_on, lora_parameters
+from .losses import preservation_loss, spatial_loss, temporal_loss
 from .model.model import Model
 from .model.unet import UNet
-from .sampling import ddim, initial_noise
+from .recipes import Recipe
+from .run.data import (Job, Texts, add_data_flags, add_ttt_flags, prepare_spatial,
+                       prepare_temporal, prepare_ttt)
+
+Backward = Callable[[Tensor], None]
 
 
-def noise_like(z: Tensor, generator: Generator) -> Tensor:
-    return torch.randn(z.shape, generator=generator).to(z.device)
+def spatial_step(unet: UNet, z: Tensor, c: Tensor, settings: dict, draw: Draws,
+                 backward: Backward) -> None:
+    """Stage (a), the subject: the noise in single images, motion modules out (supplement, section
+    1). z (n 4 1 h w) and c (n 77 d): the images and their prompts."""
+    i = draw.some(len(z), settings["batch_size"])
+    eps, t = draw.noise_like(z[i]), draw.timesteps(z[i])
+    backward(spatial_loss(unet, z[i], c[i], eps, t))
 
 
-def random_integers(high: int, count: int, generator: Generator) -> Tensor:
-    return torch.randint(high, (count,), generator=generator)
+def temporal_step(unet: UNet, z: Tensor, c: Tensor, settings: dict, draw: Draws,
+                  backward: Backward) -> None:
+    """Stage (b), the motion: the noise in a clip, and the appearance-debiased term (supplement,
+    section 1; Zhao et al. 2023). z (n 4 f h w) and c (n 77 d): the clips and their prompts."""
+    i = draw.some(len(z), 1)
+    eps, t = draw.noise_like(z[i]), draw.timesteps(z[i], settings["least_timestep"])
+    k = draw.frame(z) if settings["debiased"] else None
+    backward(temporal_loss(unet, z[i], c[i], eps, t, k))
 
 
-def random_timesteps(z: Tensor, generator: Generator, least: int = 0) -> Tensor:
-    """(b,), one for each of z (b ...), uniform from `least` to 999."""
-    return torch.randint(least, STEPS, (len(z),), generator=generator).to(z.device)
+def ttt_step(unet: UNet, texts: Texts, shape: tuple[int, ...], settings: dict, draw: Draws,
+             backward: Backward) -> None:
+    """Stage (c), test-time training: the student keeps to what each teacher draws (supplement,
+    section 1). `shape`: of the latents, (1 4 f h w).
 
+      z_s = DDIM(spatial teacher, "a teddy bear is doing something"), motion modules out
+      z_t = DDIM(temporal teacher, "an object is lifting weights"), motion modules in
+      L   = || student(z_s + eps',  t',  "a teddy bear is lifting weights") - eps'  ||^2
+          + || student(z_t + eps'', t'', "a teddy bear is lifting weights") - eps'' ||^2
 
-def spatial_loss(unet: UNet, z: Tensor, text: Tensor, batch_size: int,
-                 generator: Generator) -> Iterator[Tensor]:
-    """Stage (a): noise MSE on single images, motion modules out. z (n 4 1 h w), text (n 77 d)."""
-    chosen = random_integers(len(z), batch_size, generator)
-    z, text = z[chosen], text[chosen]
-    eps, t = noise_like(z, generator), random_timesteps(z, generator)
-    yield noise_loss(unet(add_noise(z, eps, t), t, text, motion=False), eps)
-
-
-def temporal_loss(unet: UNet, z: Tensor, text: Tensor, debiased: bool, least_timestep: int,
-                  generator: Generator) -> Iterator[Tensor]:
-    """Stage (b): noise MSE on a clip, plus the appearance-debiased term. z (n 4 f h w)."""
-    chosen = random_integers(len(z), 1, generator)
-    z, text = z[chosen], text[chosen]
-    eps, t = noise_like(z, generator), random_timesteps(z, generator, least_timestep)
-    k = random_integers(z.shape[2], 1, generator).item()        # the anchor frame
-    eps_hat = unet(add_noise(z, eps, t), t, text)
-    loss = noise_loss(eps_hat, eps)
-    yield loss + debiased_noise_loss(eps_hat, eps, k) if debiased else loss
-
-
-@dataclass
-class TestTimeTraining:
-    """Stage (c): the student keeps to what each teacher draws, under the target prompt.
-
-    The UNet holds four sets of adapters. "spatial_reference" and "temporal_reference" are the
-    teachers, frozen as stages (a) and (b) left them; "spatial" and "temporal" are the student.
+    One UNet holds four LoRAs: the teachers, as stages (a) and (b) left them, and the student,
+    "spatial" and "temporal", which starts from the same weights and alone is trained.
     """
+    timesteps, t_f = reference_timesteps(settings)
+    guidance, device = settings["reference_guidance"], texts.target.device
 
-    unet: UNet
-    shape: tuple[int, ...]      # of the latents, (1 4 f h w)
-    target: Tensor              # text embeddings (1 77 d): "a teddy bear is lifting weights"
-    appearance: Tensor          # "a teddy bear is doing something"
-    motion: Tensor              # "an object is lifting weights"
-    empty: Tensor
-    settings: dict              # recipes.PAPER["ttt"]
+    with lora_on(unet, "spatial_teacher"):
+        noise = draw.noise(shape, device)
+        if settings["reference_noise"] == "one":        # every frame starts alike
+            noise = noise[:, :, :1].expand(shape)
+        *_, z_s = ddim(unet, noise, texts.appearance, texts.empty, timesteps, guidance,
+                       motion=False, t_end=t_f)
+    with lora_on(unet, "temporal_teacher"):
+        noise = draw.noise(shape, device)
+        *_, z_t = ddim(unet, noise, texts.motion, texts.empty, timesteps, guidance,
+                       motion=True, t_end=t_f)
 
-    def losses(self, generator: Generator) -> Iterator[Tensor]:
-        """Appearance preservation, then temporal preservation; their sum is minimised.
-
-        They are yielded one by one, so that the first one's graph is gone before the second's, and
-        inside `active`, so that a backward pass that recomputes layers finds the student still on.
-        """
-        for z_f, t_f in self.references(generator):
-            x_t, t, eps = self.noised(z_f, t_f, generator)
-            with active(self.unet, "spatial", "temporal"):
-                yield noise_loss(self.unet(x_t, t, self.target), eps)
-
-    def references(self, generator: Generator) -> Iterator[tuple[Tensor, int]]:
-        """What each teacher draws alone under its own prompt, appearance without motion modules:
-        (z_f, t_f) of `_reference`, first z_s, then z_t.
-
-        The yields are outside of the `with`, which would reach into the caller's code.
-        """
-        with torch.no_grad(), active(self.unet, "spatial_reference"):
-            noise = self._noise(generator, self.settings["reference_noise"] == "one")
-            appearance = self._reference(noise, self.appearance, motion=False)
-        yield appearance
-        with torch.no_grad(), active(self.unet, "temporal_reference"):
-            motion = self._reference(self._noise(generator), self.motion, motion=True)
-        yield motion
-
-    def _noise(self, generator: Generator, one: bool = False) -> Tensor:
-        """Standard normal noise; `one`: the same for every frame."""
-        b, c, f, h, w = self.shape
-        noise = torch.randn((b, c, 1 if one else f, h, w), generator=generator)
-        return noise.expand(self.shape).to(self.target.device)
-
-    def _reference(self, noise: Tensor, text: Tensor, motion: bool) -> tuple[Tensor, int]:
-        """f DDIM steps from noise -> z_f and the timestep where it stands (-1: clean).
-
-        "uniform": the f steps span the whole schedule, so z_f is clean. "next", the other reading:
-        they are the first f of the sampling schedule, so z_f is still noisy.
-        """
-        f = self.settings["reference_steps"]
-        if self.settings["reference_timestep"] == "uniform":
-            timesteps, t_f = ddim_timesteps(f), -1
-        else:
-            schedule = ddim_timesteps(self.settings["sampling_steps"])
-            timesteps, t_f = schedule[:f], schedule[f]
-        *_, z_f = ddim(self.unet, noise, text, self.empty, timesteps,
-                       self.settings["reference_guidance"], motion, t_f)
-        return z_f, t_f
-
-    def noised(self, z_f: Tensor, t_f: int, generator: Generator) -> tuple[Tensor, Tensor, Tensor]:
-        """z_{f+1}: noise eps added to z_f, up to a timestep t. Returns x_t, t (b,) and eps."""
-        eps = noise_like(z_f, generator)
-        if t_f < 0:
-            t = random_timesteps(z_f, generator, self.settings["least_timestep"])
-        else:
-            t = torch.tensor([self._previous_timestep(t_f)], device=z_f.device)
-        return add_noise(z_f, eps, t, t_f), t, eps
-
-    def _previous_timestep(self, t_f: int) -> int:
-        """The timestep one sampling step noisier than t_f."""
-        return t_f + STEPS // self.settings["sampling_steps"]
+    with lora_on(unet, "spatial", "temporal"):
+        # The appearance preservation loss.
+        eps, t = draw.noise_like(z_s), noising_timesteps(z_s, t_f, settings, draw)
+        backward(preservation_loss(unet, z_s, texts.target, eps, t, t_f))
+        # The temporal preservation loss.
+        eps, t = draw.noise_like(z_t), noising_timesteps(z_t, t_f, settings, draw)
+        backward(preservation_loss(unet, z_t, texts.target, eps, t, t_f))
 
 
-def joining(model: Model, target: str, appearance: str, motion: str,
-            settings: dict) -> TestTimeTraining:
-    """Stage (c) for these prompts, of a model whose UNet holds its adapters."""
-    shape = initial_noise(model, settings["frames"], settings["size"], seed=0).shape
-    texts = model.encode_text([target, appearance, motion, ""]).split(1)
-    return TestTimeTraining(model.unet, shape, *texts, settings)
+def reference_timesteps(settings: dict) -> tuple[list[int], int]:
+    """The timesteps of a reference's DDIM steps, and t_f, where its latents stand then (-1: clean).
+
+    "uniform": the steps span the whole schedule. "next", the other reading: they are the first of
+    the sampling schedule, so the reference latents are still noisy.
+    """
+    steps = settings["reference_steps"]
+    if settings["reference_timestep"] == "uniform":
+        return ddim_timesteps(steps), -1
+    schedule = ddim_timesteps(settings["sampling_steps"])
+    return schedule[:steps], schedule[steps]
+
+
+def noising_timesteps(z_f: Tensor, t_f: int, settings: dict, draw: Draws) -> Tensor:
+    """(b,), where reference latents are noised to: anywhere, or one sampling step up from t_f."""
+    if settings["reference_timestep"] == "uniform":
+        return draw.timesteps(z_f, settings["least_timestep"])
+    return torch.tensor([t_f + STEPS // settings["sampling_steps"]], device=z_f.device)
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A training method. A further one is one more of these, in a file of its own; one that trains
+    other modules than LoRA is a subclass with its own `parameters` and `save`."""
+
+    name: str                               # of --stage
+    kind: str                               # what its LoRA file says it holds
+    recipe: Recipe
+    add_flags: Callable[[ArgumentParser], None]         # beside the recipe's
+    prepare: Callable[[Model, dict, Namespace], Job]    # puts what is trained on the model
+    step: Callable[..., None]               # (unet, *job.inputs, settings, draw, backward)
+    trained: tuple[str, ...]                # LoRAs
+    rows: tuple[tuple[str, ...], ...]       # of its contact sheet: the LoRAs that are on in each
+    motion: bool = True                     # whether motion modules are in, on that sheet
+
+    def parameters(self, model: Model) -> dict[str, nn.Parameter]:
+        """What is trained; they alone get gradients."""
+        model.unet.requires_grad_(False)
+        parameters = lora_parameters(model.unet, *self.trained)
+        for parameter in parameters.values():
+            parameter.requires_grad_(True)
+        return parameters
+
+    def save(self, model: Model, path: Path, metadata: dict) -> None:
+        save_lora(model.unet, path, metadata, self.trained)
+
+
+TEACHERS, STUDENT = ("spatial_teacher", "temporal_teacher"), ("spatial", "temporal")
+SPATIAL = Stage("spatial", "spatial", recipes.SPATIAL, add_data_flags, prepare_spatial,
+                spatial_step, trained=("spatial",), rows=(("spatial",),), motion=False)
+TEMPORAL = Stage("temporal", "temporal", recipes.TEMPORAL, add_data_flags, prepare_temporal,
+                 temporal_step, trained=("temporal",), rows=(("temporal",),))
+TTT = Stage("ttt", "joined", recipes.TTT, add_ttt_flags, prepare_ttt, ttt_step, trained=STUDENT,
+            rows=((), TEACHERS[:1], TEACHERS[1:],       # base, subject, motion,
+                  TEACHERS, STUDENT))                   # joined as they are, joined by training
+STAGES = {stage.name: stage for stage in (SPATIAL, TEMPORAL, TTT)}

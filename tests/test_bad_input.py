@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import tiny_model
+from conftest import TINY, tiny_model
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
@@ -19,7 +19,7 @@ from customttt.errors import run
 from customttt.files.lora_files import save_lora
 from customttt.lora import add_lora
 from customttt.media.clips import write_video
-from customttt.run import loop as training
+from customttt.run import data, loop
 from test_media import gradient, numbered, write_clip, write_sound
 
 SMALL = ["--size", "64", "--frames", "2", "--sampling-steps", "2"]
@@ -209,11 +209,24 @@ def test_no_prompt_anywhere(call, place, monkeypatch):
     monkeypatch.chdir(place)        # "." has no name to look for
     (place / "images").mkdir()
     shutil.copy(place / "bear.png", place / "images")
-    monkeypatch.setattr("train.prompts_of", lambda given, files, f=train.prompts_of: f(None, files))
-    for data in (place / "images", place / "bear.png", "bear.png"):
-        assert_refused(call("spatial", "--data", data), "--prompt", ".txt")
+    monkeypatch.setattr(data, "prompts_of", lambda given, files, f=data.prompts_of: f(None, files))
+    for path in (place / "images", place / "bear.png", "bear.png"):
+        assert_refused(call("spatial", "--data", path), "--prompt", ".txt")
     monkeypatch.chdir(place / "images")
     assert_refused(call("spatial", "--data", "."), "--prompt", ".txt")
+
+
+def test_a_model_of_ones_own_does_not_learn_the_tiny_example(place, monkeypatch, capsys):
+    """Only a model folder's own examples are its defaults."""
+    monkeypatch.chdir(TINY.parent.parent)
+    shutil.rmtree(place / "model" / "examples")
+    for stage in ("spatial", "temporal"):
+        monkeypatch.setattr(sys, "argv", ["train.py", "--stage", stage, "--model",
+                                          str(place / "model"), "--output", str(place / "out")])
+        with pytest.raises(SystemExit):
+            run(train.main)
+        assert "error: --data: name the" in capsys.readouterr().err
+    assert written(place) == []
 
 
 # LoRAs
@@ -282,7 +295,7 @@ def test_ttt_with_a_motion_prompt_that_has_no_is(call, place):
     ("spatial", "--size 100", ["--size 100", "multiple of 32"]),
     ("temporal", "--frames 33", ["--frames 33", "at most 32"]),
     ("spatial", "--checkpoint-every 0", ["--checkpoint-every", "at least 1"]),
-    ("spatial", "--reference-noise one", ["--reference-noise", "not for --stage spatial"]),
+    ("spatial", "--reference-noise one", ["--reference-noise", "not a flag of --stage spatial"]),
     ("ttt", "--rank 8", ["--rank", "leave it out"]),
     ("ttt", "--reference-timestep next --reference-steps 2", ["--reference-steps 2"]),
     ("temporal", "--least-timestep 1000", ["--least-timestep 1000", "less than 1000"]),
@@ -310,7 +323,7 @@ def test_cuda_without_one(call):
 
 def test_a_typing_error_in_a_flag(call, place):
     code, text = call("spatial", "--promt", "a bear")
-    assert code == 2 and text.endswith("error: unrecognized arguments: --promt a bear\n")
+    assert code == 2 and "error: --promt: not a flag of --stage spatial; leave it out" in text
     code, text = call("sample", "--step", "3")      # no abbreviations: they would change meaning
     assert code == 2 and "unrecognized arguments: --step 3" in text
 
@@ -381,7 +394,7 @@ def test_a_disk_that_fills_up_during_a_run(call, place, monkeypatch, full):
         def refuse(self, *args):
             raise OSError(28, "No space left on device")
         monkeypatch.setattr(*((Path, "write_bytes", refuse) if full == "checkpoint" else
-                              (training, "open", refuse)), raising=False)
+                              (loop, "open", refuse)), raising=False)
     name = {"adapter": "adapter-000001.safetensors", "checkpoint": "checkpoint.pt",
             "log": "log.jsonl"}[full]
     assert_refused(call("spatial"), str(place / "out" / name), "No space left on device")
@@ -422,6 +435,6 @@ def test_an_empty_prompt_is_allowed_and_kept(call, place, command):
 def test_ctrl_c_before_the_training_is_quiet(call, monkeypatch):
     def interrupted(*_):
         raise KeyboardInterrupt
-    monkeypatch.setattr(train, "encode", interrupted)
+    monkeypatch.setattr(data, "encode", interrupted)
     code, text = call("spatial")
     assert code == 130 and text.endswith("error: stopped\n")

@@ -86,7 +86,7 @@ def test_the_whole_method_from_another_folder(trained):
     assert "target: a bear is lifting\n" in said["ttt"]
     assert "motion reference: an object is lifting\n" in said["ttt"]
     assert "prompt: a bear is lifting\n" in said["sample"]      # that of output/ttt, unasked
-    assert "steps 2, the paper has 500 (given)" in said["spatial"]
+    assert "steps 2 (given); full size: 500 (supplement)" in said["spatial"]
     with av.open(str(folder / "output/sample.mp4")) as container:
         stream = container.streams.video[0]
         assert (stream.codec_context.name, stream.width, stream.average_rate) == ("h264", 64, 8)

@@ -26,7 +26,7 @@ from customttt.errors import UserError
 from customttt.files import keys
 from customttt.files.export import TARGETS, export
 from customttt.files.reading import read_metadata, read_tensors
-from customttt.lora import adapted
+from customttt.lora import with_lora
 
 KINDS = {"spatial": ("spatial",), "temporal": ("temporal",), "joined": ("spatial", "temporal")}
 LAYERS = {"spatial": (2, 6), "temporal": (2, 5)}
@@ -62,8 +62,8 @@ def deltas(file):
     """What a file adds to each weight of our UNet, by our names."""
     model = tiny_model()
     load_lora(model.unet, file)
-    return {name: next(iter(each.adapters.values())).delta().detach()
-            for name, each in adapted(model.unet)}
+    return {name: next(iter(each.loras.values())).delta().detach()
+            for name, each in with_lora(model.unet)}
 
 
 # ------------------------------------------------------------------ diffusers

@@ -27,7 +27,7 @@ from customttt.files.load import read_motion_module
 from customttt.files.lora_files import read_lora
 from customttt.files.random_model import random_model
 from customttt.files.save import save_model
-from customttt.lora import adapted
+from customttt.lora import with_lora
 from customttt.model import config
 from customttt.run.options import check_size
 
@@ -55,8 +55,8 @@ def assert_same_deltas(model, expected_unet, expected_text=None):
             (model.unet, expected_unet, keys.diffusers_unet),
             (model.text_encoder, expected_text or {}, keys.public_text)):
         ours = {public(name + ".weight").removesuffix(".weight"):
-                sum(adapter.delta().detach() for adapter in each.adapters.values())
-                for name, each in adapted(module)}
+                sum(adapter.delta().detach() for adapter in each.loras.values())
+                for name, each in with_lora(module)}
         assert ours.keys() == expected.keys()
         for name, delta in expected.items():
             assert torch.allclose(ours[name], delta.detach().float(), rtol=1e-5, atol=1e-6), name
@@ -415,7 +415,7 @@ def test_a_saved_motion_adapter_keeps_its_version(version, tmp_path):
 
 
 def test_longer_clips_are_refused(model):
-    with pytest.raises(UserError, match="--frames 33: .*version 3.* at most 32; ask for fewer"):
+    with pytest.raises(UserError, match="--frames 33: .*version 3.* at most 32: ask for fewer"):
         check_size(model, {"size": 64, "frames": 33})
     with pytest.raises(ValueError, match="33 frames, .*version 3.* at most 32: ask for fewer"):
         model.unet(torch.zeros(1, 4, 33, 8, 8), torch.zeros(1), torch.zeros(1, 7, 96))

@@ -23,14 +23,13 @@ from torch import nn
 from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPTextModel
 
 import customttt
-from customttt.diffusion import add_noise, alpha_bar, ddim_timesteps
+from customttt.diffusion import add_noise, alpha_bar, ddim, ddim_timesteps, guided_noise
 from customttt.files import keys, save
 from customttt.files.random_model import random_model
-from customttt.lora import Adapted, active, adapted, attach
+from customttt.lora import WithLoRA, lora_on, put_lora, with_lora
 from customttt.model.clip import CLIP
 from customttt.model.config import TextConfig, VisionConfig
 from customttt.model.unet import TimeEmbedding
-from customttt.sampling import ddim, guided_noise
 
 TOLERANCE = 1e-5
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")
@@ -362,12 +361,13 @@ def trained(unet, kind, layers, convolutions=False, name=None):
 
 def with_peft(ours, theirs, rank=4):
     """peft's LoRA on the modules that ours adapts, with the same weights; alpha = rank: scale 1."""
-    public = {name: keys.diffusers_unet(name + ".").removesuffix(".") for name, _ in adapted(ours)}
+    public = {name: keys.diffusers_unet(name + ".").removesuffix(".")
+              for name, _ in with_lora(ours)}
     config = LoraConfig(r=rank, lora_alpha=rank, lora_dropout=0.1,
                         target_modules=list(public.values()))
     inject_adapter_in_model(config, theirs)
-    for name, module in adapted(ours):
-        (adapter,) = module.adapters.values()
+    for name, module in with_lora(ours):
+        (adapter,) = module.loras.values()
         layer = theirs.get_submodule(public[name])
         layer.lora_A["default"].weight.copy_(adapter.down.weight)
         layer.lora_B["default"].weight.copy_(adapter.up.weight)
@@ -400,7 +400,7 @@ def test_lora_on_convolutions(layer):
     theirs, x = nn.Sequential(nn.Conv2d(8, 12, layer.kernel_size, layer.stride, layer.padding)), \
         torch.randn(2, 8, 6, 6)
     theirs.load_state_dict(ours.state_dict())
-    adapter = attach(ours, "0", "some", rank=4, scale=0.5)
+    adapter = put_lora(ours, "0", "some", rank=4, scale=0.5)
     adapter.up.weight.normal_()
     inject_adapter_in_model(LoraConfig(r=4, lora_alpha=2, target_modules=["0"]), theirs)
     theirs[0].lora_A["default"].weight.copy_(adapter.down.weight)
@@ -423,7 +423,7 @@ def test_merge_leaves_the_modules_that_were_there():
     unet = random_model().unet
     types = {name: type(module) for name, module in unet.named_modules()}
     trained(trained(unet, "spatial", (0, 1, 2, 4), convolutions=True), "temporal", (2, 5))
-    assert any(type(module) is Adapted for module in unet.modules())
+    assert any(type(module) is WithLoRA for module in unet.modules())
     customttt.merge_lora(unet)
     assert {name: type(module) for name, module in unet.named_modules()} == types
 
@@ -432,7 +432,7 @@ def test_merge_takes_only_what_is_on():
     unet, inputs = trained(random_model().unet, "spatial", (2, 6)), clip_inputs()
     alone = unet(*inputs)
     trained(unet, "spatial", (2, 6), name="another")
-    with active(unet, "spatial"):
+    with lora_on(unet, "spatial"):
         customttt.merge_lora(unet)
     assert relative_error(unet(*inputs), alone) <= TOLERANCE
 
@@ -445,22 +445,22 @@ def test_active_switches_exactly_the_named():
         trained(unet, kind, layers, name=name)
     everything = unet(*inputs)
     for on in ((), ("spatial",), ("temporal",), ("spatial", "another"), names):
-        with active(unet, *on):
-            assert {name for _, each in adapted(unet) for name in each.on} == set(on)
+        with lora_on(unet, *on):
+            assert {name for _, each in with_lora(unet) for name in each.on} == set(on)
             inside = unet(*inputs)
-            with active(unet):
+            with lora_on(unet):
                 assert torch.equal(unet(*inputs), plain)
             assert torch.equal(unet(*inputs), inside)
         others = random_model().unet.eval()         # one that has these adapters and no others
-        for name, each in adapted(unet):
+        for name, each in with_lora(unet):
             for kept in sorted(set(on) & each.on):
-                attach(others, name, kept, rank=4).load_state_dict(each.adapters[kept].state_dict())
+                put_lora(others, name, kept, rank=4).load_state_dict(each.loras[kept].state_dict())
         assert torch.equal(inside, others(*inputs))
     assert torch.equal(unet(*inputs), everything)
 
 
 def test_active_is_undone_by_an_error():
     unet = trained(random_model().unet, "spatial", (2, 6))
-    with pytest.raises(RuntimeError), active(unet):
+    with pytest.raises(RuntimeError), lora_on(unet):
         raise RuntimeError
-    assert all(each.on == {"spatial"} for _, each in adapted(unet))
+    assert all(each.on == {"spatial"} for _, each in with_lora(unet))

@@ -9,9 +9,10 @@ import torch
 
 from customttt.errors import UserError
 from customttt.files.load import load_model
-from customttt.lora import adapted, add_lora
-from customttt.recipes import STAGES, recipe
-from customttt.stages import joining
+from customttt.lora import add_lora, with_lora
+from customttt.recipes import TTT
+from customttt.run.data import Texts
+from customttt.stages import STAGES
 from customttt.tiny.pretraining.judge import Judge
 from customttt.tiny.study import search, student, study
 from customttt.tiny.study.scores import METRICS, combinations, other_motion, other_subject, score
@@ -66,24 +67,24 @@ def test_losses_of_the_student_are_held_against_the_teachers(model_folder, monke
     """With the motion's prompt as target, a student that is the motion's teacher equals it."""
     monkeypatch.setattr(student, "DRAWS", 1)
     model, generator = load_model(model_folder), torch.Generator().manual_seed(0)
-    add_lora(model.unet, "spatial", (1, 7), rank=2, dropout=0, name="spatial_reference")  # does 0
-    for name in ("temporal_reference", "joined"):
+    add_lora(model.unet, "spatial", (1, 7), rank=2, dropout=0, name="spatial_teacher")  # does 0
+    for name in ("temporal_teacher", "joined"):
         add_lora(model.unet, "temporal", (1, 7), rank=2, dropout=0, name=name)
-    pairs = [module.adapters for _, module in adapted(model.unet) if "joined" in module.adapters]
+    pairs = [module.loras for _, module in with_lora(model.unet) if "joined" in module.loras]
     for pair in pairs:
         torch.nn.init.normal_(pair["joined"].up.weight, std=0.3, generator=generator)
-        pair["temporal_reference"].load_state_dict(pair["joined"].state_dict())
+        pair["temporal_teacher"].load_state_dict(pair["joined"].state_dict())
     moving = "an object is moving up"
-    stage = joining(model, moving, "a fish is doing something", moving,
-                    recipe("ttt", "tiny") | {"frames": 3, "reference_steps": 2})
-    same = student.preservation(stage)
+    texts = Texts(*model.encode_text([moving, "a fish is doing something", moving, ""]).split(1))
+    given = (model.unet, texts, (1, 4, 3, 16, 16), TTT.values(model.unet) | {"reference_steps": 2})
+    same = student.preservation(*given)
     assert same["motion loss above the teacher's, before"] == 0
     assert same["change of motion loss"] == same["change of appearance loss"] == 0
     assert abs(same["appearance loss above the teacher's, before"]) > 0.01
 
     for pair in pairs:
         pair["joined"].up.weight.data.mul_(3)
-    worse = student.preservation(stage)
+    worse = student.preservation(*given)
     assert worse["motion loss above the teacher's, before"] == 0
     assert worse["change of motion loss"] > 0.01
 
@@ -91,8 +92,7 @@ def test_losses_of_the_student_are_held_against_the_teachers(model_folder, monke
 def test_the_search_scores_settings_and_probes_layers(tmp_path, monkeypatch, model_folder):
     quick = "--steps 1 --rank 2 --frames 4"
     monkeypatch.chdir(model_folder.parent.parent)
-    monkeypatch.setattr(study, "recipe", lambda *_: {"sampling_steps": 2, "guidance": 3,
-                                                     "size": 64})
+    monkeypatch.setattr(study, "SAMPLING", Quick())
     args = argparse.Namespace(model=model_folder, output=tmp_path, seed=1, images=1, combinations=1,
                               spatial=quick, temporal=quick)
     [combination] = combinations(3, 1)
@@ -110,17 +110,23 @@ def test_ttt_alone_is_refused(monkeypatch):
         study.main()
 
 
+class Quick:
+    """A recipe of sampling."""
+
+    def values(self, unet):
+        return {"sampling_steps": 2, "guidance": 3, "size": 64}
+
+
 def test_it_trains_scores_and_resumes(tmp_path, monkeypatch, model_folder, capsys):
     quick = "--steps 1 --rank 2 --frames 4"
     monkeypatch.chdir(model_folder.parent.parent)
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    monkeypatch.setattr(study, "recipe", lambda *_: {"sampling_steps": 2, "guidance": 3,
-                                                     "size": 64})
+    monkeypatch.setattr(study, "SAMPLING", Quick())
     monkeypatch.setattr(student, "DRAWS", 2)
     [combination] = combinations(7, 1)
     study.write_data(tmp_path / "seed-1" / "data")
     scores = study.examine(argparse.Namespace(
-        model=model_folder, output=tmp_path / "seed-1", name="ttt", seed=1, stages=STAGES,
+        model=model_folder, output=tmp_path / "seed-1", name="ttt", seed=1, stages=list(STAGES),
         spatial=quick, temporal=quick, ttt="--steps 1 --reference-steps 1"), combination)
     assert scores.keys() == {study.TRUTH, *study.CONDITIONS, *study.CONTROLS, *study.REFERENCES,
                              "student"}

@@ -21,6 +21,7 @@ from tokenizers.trainers import BpeTrainer
 from transformers import CLIPTokenizerFast
 
 from customttt import UserError
+from customttt.files.tokenizers import read_tokenizer
 from customttt.model.tokenizer import END, START, Tokenizer, byte_symbols
 
 SENTENCES = """
@@ -97,7 +98,7 @@ def folder(request, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def ours(folder):
-    return Tokenizer.from_folder(folder, length=77)
+    return read_tokenizer(folder, length=77)
 
 
 @pytest.fixture(scope="module")
@@ -207,7 +208,7 @@ def test_the_padding_token_of_the_folder(folder, tmp_path, written):
     for name in ("vocab.json", "merges.txt"):
         (tmp_path / name).write_bytes((folder / name).read_bytes())
     (tmp_path / "tokenizer_config.json").write_text(json.dumps({"pad_token": written}))
-    tokenizer = Tokenizer.from_folder(tmp_path, length=77)
+    tokenizer = read_tokenizer(tmp_path, length=77)
     assert tokenizer([""]).tolist() == [[tokenizer.start, tokenizer.end] + [0] * 75]
 
 
@@ -222,5 +223,5 @@ def test_a_broken_folder_is_one_sentence(folder, tmp_path, name, content, needed
         (tmp_path / each).write_bytes((folder / each).read_bytes())
     (tmp_path / name).unlink() if content is None else (tmp_path / name).write_bytes(content)
     with pytest.raises(UserError, match=needed) as caught:
-        Tokenizer.from_folder(tmp_path, length=77)
+        read_tokenizer(tmp_path, length=77)
     assert str(caught.value).startswith(str(tmp_path))

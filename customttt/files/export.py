@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ..errors import UserError, run, writing
 from . import keys
-from .lora_files import public_stem, split_key
+from .lora_files import find_lora, public_stem, split_key
 from .reading import read_metadata, read_tensors
 
 Pairs = dict[str, dict[str, Tensor]]        # our name of a module -> its "down" and its "up"
@@ -90,13 +90,12 @@ def kind_of(name: str) -> str:
     return "temporal" if keys.is_motion(name) else "spatial"
 
 
-def export(adapter: str | Path, target: str, output: str | Path | None = None) -> dict[Path, str]:
+def export(lora: str | Path, target: str, output: str | Path | None = None) -> dict[Path, str]:
     """Write the files that `target` needs; returns how each is loaded there.
 
-    They go into `output` (default: beside the adapter), tensors unchanged. Raises UserError.
+    They go into `output` (default: beside the LoRA), tensors unchanged. Raises UserError.
     """
-    path = Path(adapter)
-    path = path / "adapter.safetensors" if path.is_dir() else path
+    path = find_lora(lora, "export")
     pairs = read_pairs(path)
     if target == "kohya" and any(kind_of(name) == "temporal" for name in pairs):
         raise UserError(f"{path}: adapts motion modules, which no tool reads from a kohya file; "
@@ -138,11 +137,11 @@ def read_pairs(path: Path) -> Pairs:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("adapter", help="adapter.safetensors, or the folder that train.py wrote")
+    parser.add_argument("lora", help="adapter.safetensors, or the folder that train.py wrote")
     parser.add_argument("--to", required=True, choices=list(TARGETS))
-    parser.add_argument("--output", metavar="FOLDER", help="default: beside the adapter")
+    parser.add_argument("--output", metavar="FOLDER", help="default: beside the LoRA")
     args = parser.parse_args()
-    for file, how in export(args.adapter, args.to, args.output).items():
+    for file, how in export(args.lora, args.to, args.output).items():
         print(f"{file}: {how}")
 
 

@@ -32,6 +32,10 @@ def is_motion(name: str) -> bool:
     return ".motion_modules." in name
 
 
+def is_image(name: str) -> bool:
+    return not is_motion(name)
+
+
 def is_dropped(key: str) -> bool:
     return any(re.fullmatch(pattern, key) for pattern in DROPPED)
 
@@ -48,8 +52,8 @@ def diffusers_unet(name: str) -> str:
         block = f"down_blocks.{i}." if i < 4 else "mid_block." if i == 4 else f"up_blocks.{i - 5}."
         name = block + name[at.end():]
     return replace(name, {".spatial_transformers.": ".attentions.", **BLOCK,
-                          ".downsample.": ".downsamplers.0.conv.",
-                          ".upsample.": ".upsamplers.0.conv.", "norm_out.": "conv_norm_out."})
+                          ".downsample.": ".downsamplers.0.", ".upsample.": ".upsamplers.0.",
+                          "norm_out.": "conv_norm_out."})
 
 
 def original_motion(name: str) -> str:
@@ -85,27 +89,27 @@ def original_unet(name: str) -> str:
     j = int(rest[0]) if part in ("resnets", "spatial_transformers") else 0
     inner = rest[2:] if part in ("resnets", "spatial_transformers") else rest
     if part == "downsample":
-        place = f"input_blocks.{3 * (i + 1)}.0.op"
+        place = f"input_blocks.{3 * (i + 1)}.0"
     elif part == "upsample":        # last in its layer's third entry: after the transformer, if any
-        place = f"output_blocks.{3 * (i - 5) + 2}.{2 if i in SPATIAL_LAYERS else 1}.conv"
+        place = f"output_blocks.{3 * (i - 5) + 2}.{2 if i in SPATIAL_LAYERS else 1}"
     elif i == 4:
         place = f"middle_block.{1 if part == 'spatial_transformers' else 2 * j}"
     else:
         entry = f"input_blocks.{3 * i + j + 1}" if i < 4 else f"output_blocks.{3 * (i - 5) + j}"
         place = f"{entry}.{1 if part == 'spatial_transformers' else 0}"
-    table = RESNET if part == "resnets" else BLOCK
+    table = {"resnets": RESNET, "downsample": {".conv.": ".op."}}.get(part, BLOCK)
     return "model.diffusion_model." + place + replace("." + inner, table)
 
 
 def diffusers_vae(name: str) -> str:
-    """`encoder.stages.0.resnets.0.conv1.bias` -> `encoder.down_blocks.0.resnets.0.conv1.bias`."""
-    name = name.replace("encoder.stages.", "encoder.down_blocks.") \
-               .replace("decoder.stages.", "decoder.up_blocks.")
+    """`encoder.levels.0.resnets.0.conv1.bias` -> `encoder.down_blocks.0.resnets.0.conv1.bias`."""
+    name = name.replace("encoder.levels.", "encoder.down_blocks.") \
+               .replace("decoder.levels.", "decoder.up_blocks.")
     return replace(name, {
         ".middle.resnet_1.": ".mid_block.resnets.0.", ".middle.resnet_2.": ".mid_block.resnets.1.",
         ".middle.norm.": ".mid_block.attentions.0.group_norm.",
         ".middle.attention.": ".mid_block.attentions.0.", ".to_out.": ".to_out.0.",
-        ".downsample.": ".downsamplers.0.conv.", ".upsample.": ".upsamplers.0.conv.",
+        ".downsample.": ".downsamplers.0.", ".upsample.": ".upsamplers.0.",
         ".norm_out.": ".conv_norm_out."})
 
 
@@ -117,11 +121,10 @@ def modern_vae_key(key: str) -> str:
 
 def original_vae(name: str) -> str:
     """The VAE's names in a single-file checkpoint, from ours; the decoder counts backwards."""
-    if (at := re.match(r"(encoder|decoder)\.stages\.(\d)\.", name)) is not None:
+    if (at := re.match(r"(encoder|decoder)\.levels\.(\d)\.", name)) is not None:
         k = int(at[2]) if at[1] == "encoder" else 3 - int(at[2])
         inner = replace(name[at.end() - 1:], {
-            ".resnets.": ".block.", ".conv_shortcut.": ".nin_shortcut.",
-            ".downsample.": ".downsample.conv.", ".upsample.": ".upsample.conv."})
+            ".resnets.": ".block.", ".conv_shortcut.": ".nin_shortcut."})
         name = f"{at[1]}.{'down' if at[1] == 'encoder' else 'up'}.{k}{inner}"
     return "first_stage_model." + replace(name, {
         ".middle.resnet_1.": ".mid.block_1.", ".middle.resnet_2.": ".mid.block_2.",

@@ -1,22 +1,23 @@
-"""Loading and saving whole models: a folder, a single-file checkpoint, a motion module."""
+"""Loading whole models: a folder, a single-file checkpoint, a motion module, a VAE of its own."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..errors import UserError
 from ..model.clip import TextEncoder
 from ..model.config import (ANIMATEDIFF_V1, ANIMATEDIFF_V2, ANIMATEDIFF_V3, SD15_TEXT, SD15_UNET,
                             SD15_VAE, MotionConfig)
 from ..model.model import Model
-from ..model.tokenizer import Tokenizer
 from ..model.unet import UNet
 from ..model.vae import VAE
 from . import keys
 from .configs import MOTION_FIXED, check_fixed, text_config, unet_config, vae_config
 from .reading import Stored, fill, read_json, read_weights
+from .tokenizers import read_tokenizer
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"     # of unet/, vae/ and motion_adapter/
 
@@ -36,33 +37,43 @@ def load_model(path: str | Path, motion_module: str | Path | None = None,
         motion_module = path / "motion_adapter"
     motion = None if motion_module is None else read_motion_module(motion_module)
     if path.is_dir():
-        parts = _folder_parts(path, motion)
+        text_part, vae_part, unet_part = _folder_parts(path, motion)
     elif path.is_file():
-        parts = _checkpoint_parts(path, motion)
+        text_part, vae_part, unet_part = _checkpoint_parts(path, motion)
     else:
         raise UserError(f"{path}: no such model folder or checkpoint file")
     if vae is not None:
-        parts[1] = _vae_part(Path(vae), parts[1][0])
+        vae_part = _other_vae(Path(vae), vae_part.module)
 
-    for module, tensors, public, file in parts:
-        only = (lambda name: not keys.is_motion(name)) if isinstance(module, UNet) else bool
-        fill(module, tensors, public, file, device, dtype, only)
-    text_encoder, autoencoder, unet = (part[0] for part in parts)
+    for part in (text_part, vae_part, unet_part):
+        fill(part.module, part.tensors, part.public, part.file, device, dtype, keys.is_image)
+        part.module.eval()
     if motion is not None:
-        fill(unet, motion.tensors, motion.public, motion.file, device, dtype, keys.is_motion)
-    tokenizer = Tokenizer.from_folder(_tokenizer_folder(path), text_encoder.config.length)
+        fill(unet_part.module, motion.tensors, motion.public, motion.file, device, dtype,
+             keys.is_motion)
+    tokenizer = read_tokenizer(_tokenizer_folder(path), text_part.module.config.length)
     return Model(path.stem if path.is_file() else path.resolve().name, tokenizer,
-                 text_encoder.eval(), autoencoder.eval(), unet.eval(), torch.device(device), dtype)
+                 text_part.module, vae_part.module, unet_part.module, torch.device(device), dtype)
+
+
+@dataclass
+class Part:
+    """One module of a model, built on "meta", and what fills it."""
+
+    module: nn.Module
+    tensors: dict[str, Tensor | Stored]
+    public: Callable[[str], str]        # our name of a parameter -> its name in the file
+    file: str
 
 
 @dataclass
 class MotionFile:
-    """The motion modules of a file, and the layout that they are in."""
+    """The motion modules of a file: their architecture, and what fills them once they are built."""
 
-    file: str
     config: MotionConfig
     tensors: dict[str, Tensor | Stored]
-    public: object      # our parameter name -> name in the file
+    public: Callable[[str], str]        # as in Part
+    file: str
 
 
 def read_motion_module(path: str | Path) -> MotionFile:
@@ -88,12 +99,12 @@ def read_motion_module(path: str | Path) -> MotionFile:
     config = (ANIMATEDIFF_V2 if any(key.startswith("mid_block.") for key in tensors) else
               ANIMATEDIFF_V1 if length == ANIMATEDIFF_V1.max_frames else ANIMATEDIFF_V3)
     config = MotionConfig(config.version, length or config.max_frames, heads)
-    return MotionFile(str(path), config, tensors,
-                      keys.original_motion if original else keys.diffusers_unet)
+    return MotionFile(config, tensors, keys.original_motion if original else keys.diffusers_unet,
+                      str(path))
 
 
-def _folder_parts(path: Path, motion: MotionFile | None) -> list[tuple]:
-    """(module, tensors, key map, file) of a model folder's text encoder, VAE and UNet."""
+def _folder_parts(path: Path, motion: MotionFile | None) -> tuple[Part, Part, Part]:
+    """Text encoder, VAE and UNet of a model folder."""
     configs = {part: path / part / "config.json" for part in ("text_encoder", "vae", "unet")}
     for part, file in configs.items():
         if not file.is_file():
@@ -103,13 +114,16 @@ def _folder_parts(path: Path, motion: MotionFile | None) -> list[tuple]:
         text_encoder = TextEncoder(_configured(text_config, configs["text_encoder"]))
         vae = VAE(_configured(vae_config, configs["vae"]))
         unet = UNet(_configured(unet_config, configs["unet"], motion and motion.config))
-    files = [_weight_file(path / "text_encoder", "model.safetensors"),
-             _weight_file(path / "vae", WEIGHTS), _weight_file(path / "unet", WEIGHTS)]
-    text, vae_tensors, image = (read_weights(file) for file in files)
-    vae_tensors = {keys.modern_vae_key(key): value for key, value in vae_tensors.items()}
-    return [(text_encoder, text, keys.public_text, str(files[0])),
-            (vae, vae_tensors, keys.diffusers_vae, str(files[1])),
-            (unet, image, keys.diffusers_unet, str(files[2]))]
+    text_file = _weight_file(path / "text_encoder", "model.safetensors")
+    vae_file, unet_file = (_weight_file(path / part, WEIGHTS) for part in ("vae", "unet"))
+    return (Part(text_encoder, read_weights(text_file), keys.public_text, str(text_file)),
+            Part(vae, _modern(read_weights(vae_file)), keys.diffusers_vae, str(vae_file)),
+            Part(unet, read_weights(unet_file), keys.diffusers_unet, str(unet_file)))
+
+
+def _modern(tensors: dict[str, Tensor | Stored]) -> dict[str, Tensor | Stored]:
+    """A VAE's tensors in diffusers' layout, its attention under the present names."""
+    return {keys.modern_vae_key(key): value for key, value in tensors.items()}
 
 
 def _configured(read, file: Path, *others):
@@ -129,8 +143,8 @@ def _weight_file(folder: Path, name: str) -> Path:
     raise UserError(f"{folder}: no weights here; put {name} there")
 
 
-def _checkpoint_parts(path: Path, motion: MotionFile | None) -> list[tuple]:
-    """(module, tensors, key map, file) of a single-file checkpoint of Stable Diffusion 1.5."""
+def _checkpoint_parts(path: Path, motion: MotionFile | None) -> tuple[Part, Part, Part]:
+    """Text encoder, VAE and UNet of a single-file checkpoint of Stable Diffusion 1.5."""
     tensors = read_weights(path)
     image = {k: v for k, v in tensors.items() if k.startswith("model.diffusion_model.")}
     vae_tensors = {k: v for k, v in tensors.items() if k.startswith("first_stage_model.")}
@@ -140,13 +154,13 @@ def _checkpoint_parts(path: Path, motion: MotionFile | None) -> list[tuple]:
     others = {k: v for k, v in tensors.items() if k not in image and k not in vae_tensors}
     with torch.device("meta"):
         unet = UNet(replace(SD15_UNET, motion=motion and motion.config))
-        return [(TextEncoder(SD15_TEXT), others, keys.original_text, str(path)),
-                (VAE(SD15_VAE), vae_tensors, keys.original_vae, str(path)),
-                (unet, image, keys.original_unet, str(path))]
+        return (Part(TextEncoder(SD15_TEXT), others, keys.original_text, str(path)),
+                Part(VAE(SD15_VAE), vae_tensors, keys.original_vae, str(path)),
+                Part(unet, image, keys.original_unet, str(path)))
 
 
-def _vae_part(path: Path, own: VAE) -> tuple:
-    """(module, tensors, key map, file) of a separate VAE that takes the place of the model's `own`.
+def _other_vae(path: Path, own: VAE) -> Part:
+    """A VAE from elsewhere, in the place of the model's `own`.
 
     A folder, or a file in diffusers' layout or in the original one, where the names may begin with
     `first_stage_model.` and what else the file holds is left aside (a whole checkpoint will do).
@@ -160,8 +174,7 @@ def _vae_part(path: Path, own: VAE) -> tuple:
                         f"{own.config.scale})")
     tensors, prefix, public = read_weights(file), "first_stage_model.", keys.original_vae
     if any(key.startswith("encoder.down_blocks.") for key in tensors):
-        tensors = {keys.modern_vae_key(k): v for k, v in tensors.items()}
-        public = keys.diffusers_vae
+        tensors, public = _modern(tensors), keys.diffusers_vae
     elif any(key.startswith(prefix) for key in tensors):
         tensors = {k: v for k, v in tensors.items() if k.startswith(prefix)}
     elif any(key.startswith("encoder.down.") for key in tensors):
@@ -169,7 +182,7 @@ def _vae_part(path: Path, own: VAE) -> tuple:
     else:
         raise UserError(f"{file}: no VAE in it (no key begins with encoder.down)")
     with torch.device("meta"):
-        return VAE(config), tensors, public, str(file)
+        return Part(VAE(config), tensors, public, str(file))
 
 
 def _tokenizer_folder(path: Path) -> Path:

@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ..errors import UserError, writing
-from ..lora import adapted, attach
+from ..lora import put_lora, with_lora
 from ..model.clip import TextEncoder
 from ..model.unet import UNet
 from . import keys
@@ -66,22 +66,22 @@ class LoRAFile:
 
 def save_lora(unet: UNet, path: str | Path, metadata: dict | None = None,
               names: tuple[str, ...] = ("spatial", "temporal")) -> None:
-    """Write the adapters of these names to a safetensors file.
+    """Write the LoRAs of these names to a safetensors file.
 
-    Keys are dotted: `layers.2.spatial_transformers.0.block.attn1.to_q.lora_down.weight`; an
-    adapter's scale is multiplied into `lora_up`. The file's metadata says what was trained; values
+    Keys are dotted: `layers.2.spatial_transformers.0.block.attn1.to_q.lora_down.weight`; a
+    LoRA's scale is multiplied into `lora_up`. The file's metadata says what was trained; values
     that are not strings are written as JSON.
     """
     tensors = {}
-    for module_name, module in adapted(unet):
+    for target, wrapper in with_lora(unet):
         for name in names:
-            if name in module.adapters:
-                adapter = module.adapters[name]
-                down, up = adapter.down.weight.detach(), adapter.up.weight.detach() * adapter.scale
-                tensors[f"{module_name}.lora_down.weight"] = down.cpu().contiguous()
-                tensors[f"{module_name}.lora_up.weight"] = up.cpu().contiguous()
+            if name in wrapper.loras:
+                lora = wrapper.loras[name]
+                down, up = lora.down.weight.detach(), lora.up.weight.detach() * lora.scale
+                tensors[f"{target}.lora_down.weight"] = down.cpu().contiguous()
+                tensors[f"{target}.lora_up.weight"] = up.cpu().contiguous()
     if not tensors:
-        raise ValueError(f"no adapter called {' or '.join(names)} to save: add_lora comes first")
+        raise ValueError(f"no LoRA called {' or '.join(names)} to save: add_lora comes first")
     text = {key: value if isinstance(value, str) else json.dumps(value)
             for key, value in (metadata or {}).items()}
     with writing(path) as temporary:
@@ -92,7 +92,7 @@ def load_lora(unet: UNet, path: str | Path, scale: float = 1.0, name: str | None
               text_encoder: TextEncoder | None = None, dropout: float = 0.0) -> LoRAFile:
     """Put a LoRA file of any known layout on the UNet, switched on, and return what was read.
 
-    `name`: what to call its adapter (default: after the file). A file with text-encoder tensors
+    `name`: what to call it there (default: after the file). A file with text-encoder tensors
     needs `text_encoder`. `dropout` is for training on. Nothing is ignored silently: what does not
     apply raises UserError or is in the returned file's `notes`.
     """
@@ -100,18 +100,28 @@ def load_lora(unet: UNet, path: str | Path, scale: float = 1.0, name: str | None
     for module, pairs in ((unet, file.unet), (text_encoder, file.text)):
         called = name or _free_name(module, Path(path).stem) if pairs else None
         for target, pair in pairs.items():
-            adapter = attach(module, target, called, len(pair.down), dropout, scale * pair.scale)
-            for part, tensor in ((adapter.down, pair.down), (adapter.up, pair.up)):
+            lora = put_lora(module, target, called, len(pair.down), dropout, scale * pair.scale)
+            for part, tensor in ((lora.down, pair.down), (lora.up, pair.up)):
                 part.weight.data.copy_(tensor.reshape(part.weight.shape))
     return file
 
 
 def _free_name(module: nn.Module, stem: str) -> str:
-    """A name for a loaded adapter that no other adapter has."""
+    """A name for a loaded LoRA that no other LoRA has."""
     stem = "file_" + re.sub(r"\W", "_", stem)
-    taken = {name for _, each in adapted(module) for name in each.adapters}
+    taken = {name for _, each in with_lora(module) for name in each.loras}
     return next(name for name in [stem, *(f"{stem}_{k}" for k in range(len(taken) + 1))]
                 if name not in taken)
+
+
+def find_lora(path: str | Path, flag: str, instead: str = "") -> Path:
+    """The LoRA file that is meant: a folder that train.py wrote means its adapter.safetensors."""
+    path = Path(path)
+    file = path / "adapter.safetensors" if path.is_dir() else path
+    if not file.is_file():
+        raise UserError(f"{flag} {path}: no LoRA file there; name one, or a folder that train.py "
+                        f"wrote" + (f", or {instead}" if instead else ""))
+    return file
 
 
 def read_lora(path: str | Path, unet: UNet, text_encoder: TextEncoder | None = None) -> LoRAFile:
@@ -182,7 +192,7 @@ def text_stems(text_encoder: TextEncoder) -> dict[str, tuple[str, str]]:
 def _adaptable(module: nn.Module) -> list[str]:
     """Names of all Linears and convolutions, without the wrappers that LoRA has put around them."""
     names = (name for name, each in module.named_modules()
-             if isinstance(each, (nn.Linear, nn.Conv2d)) and ".adapters." not in name)
+             if isinstance(each, (nn.Linear, nn.Conv2d)) and ".loras." not in name)
     return [name.removesuffix(".base") for name in names]
 
 

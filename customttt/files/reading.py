@@ -1,4 +1,4 @@
-"""Reading weight files: memory-mapped, never unpickling code, every failure one sentence."""
+"""Weight files and JSON: memory-mapped, no code unpickled, every failure one sentence."""
 
 import json
 import pickle
@@ -10,7 +10,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from ..errors import UserError
+from ..errors import UserError, writing
 from . import keys
 
 
@@ -19,6 +19,12 @@ def read_json(path: Path) -> dict:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: cannot be read as JSON ({error}); fetch it again") from error
+
+
+def write_json(content: dict, path: Path) -> None:
+    with writing(path) as temporary:
+        temporary.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n",
+                             encoding="utf-8")
 
 
 def read_metadata(path: str | Path) -> dict[str, str]:

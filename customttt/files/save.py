@@ -3,7 +3,6 @@
 Used for the tiny model; what this writes, diffusers and transformers load as well.
 """
 
-import json
 from pathlib import Path
 
 import torch
@@ -13,11 +12,12 @@ from torch import Tensor, nn
 from ..errors import writing
 from ..model.model import Model
 from ..model.motion import MotionModule, positional_encoding
-from ..model.tokenizer import END, START, Tokenizer
 from ..model.unet import UNet
 from . import keys
 from .configs import motion_json, text_json, unet_json, vae_json
 from .load import WEIGHTS
+from .reading import write_json
+from .tokenizers import save_tokenizer
 
 
 def save_model(model: Model, folder: str | Path, dtype: torch.dtype = torch.float16) -> None:
@@ -29,7 +29,7 @@ def save_model(model: Model, folder: str | Path, dtype: torch.dtype = torch.floa
     save_part(model.vae, keys.diffusers_vae, vae_json(model.vae.config),
               folder / "vae" / WEIGHTS, dtype)
     save_part(model.unet, keys.diffusers_unet, unet_json(model.unet.config),
-              folder / "unet" / WEIGHTS, dtype, only=lambda name: not keys.is_motion(name))
+              folder / "unet" / WEIGHTS, dtype, only=keys.is_image)
     if model.unet.config.motion is not None:
         save_part(model.unet, keys.diffusers_unet, motion_json(model.unet.config),
                   folder / "motion_adapter" / WEIGHTS, dtype, only=keys.is_motion,
@@ -54,20 +54,3 @@ def save_part(module: nn.Module, public, config: dict, path: Path, dtype: torch.
     with writing(path) as temporary:
         save_file(tensors, temporary, metadata={"format": "pt"})
     write_json(config, path.parent / "config.json")
-
-
-def write_json(content: dict, path: Path) -> None:
-    with writing(path) as temporary:
-        temporary.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n",
-                             encoding="utf-8")
-
-
-def save_tokenizer(tokenizer: Tokenizer, folder: Path) -> None:
-    write_json(tokenizer.vocabulary, folder / "vocab.json")
-    merges = sorted(tokenizer.rank, key=tokenizer.rank.get)
-    with writing(folder / "merges.txt") as temporary:
-        temporary.write_text("#version: 0.2\n" + "".join(f"{a} {b}\n" for a, b in merges),
-                             encoding="utf-8")
-    write_json({"tokenizer_class": "CLIPTokenizer", "model_max_length": tokenizer.length,
-                "bos_token": START, "eos_token": END, "unk_token": END, "pad_token": tokenizer.pad},
-               folder / "tokenizer_config.json")

@@ -9,40 +9,45 @@ from torch import Tensor, nn
 
 
 class FrameGroupNorm(nn.GroupNorm):
-    """GroupNorm whose statistics `frames` frames of a clip share; 1 is the ordinary one.
+    """GroupNorm per frame, or `across_frames`: the frames of a clip share their statistics.
 
     AnimateDiff v1 normalised the resnets across the frames of a clip, v2 and v3 (and diffusers,
     for every version) per frame.
     """
 
-    def forward(self, x: Tensor, frames: int = 1) -> Tensor:
-        """((b f) c h w) -> the same shape."""
-        if frames == 1:
+    def __init__(self, groups: int, channels: int, eps: float, across_frames: bool):
+        super().__init__(groups, channels, eps)
+        self.across_frames = across_frames
+
+    def forward(self, x: Tensor, clips: int) -> Tensor:
+        """((b f) c h w), b = `clips` -> the same shape."""
+        if not self.across_frames:
             return super().forward(x)
-        joined = rearrange(x, "(b f) c h w -> b c (f h) w", f=frames)
-        return rearrange(super().forward(joined), "b c (f h) w -> (b f) c h w", f=frames)
+        joined = rearrange(x, "(b f) c h w -> b c f h w", b=clips)
+        return rearrange(super().forward(joined), "b c f h w -> (b f) c h w")
 
 
 class ResNet(nn.Module):
     """Norm, SiLU, convolution, twice; the time embedding is added in between."""
 
     def __init__(self, inputs: int, outputs: int, groups: int, eps: float,
-                 time_width: int | None = None):
+                 time_width: int | None = None, across_frames: bool = False):
         super().__init__()
-        self.norm1 = FrameGroupNorm(groups, inputs, eps=eps)
+        self.norm1 = FrameGroupNorm(groups, inputs, eps, across_frames)
         self.conv1 = nn.Conv2d(inputs, outputs, 3, padding=1)
         self.time_emb_proj = None if time_width is None else nn.Linear(time_width, outputs)
-        self.norm2 = FrameGroupNorm(groups, outputs, eps=eps)
+        self.norm2 = FrameGroupNorm(groups, outputs, eps, across_frames)
         self.conv2 = nn.Conv2d(outputs, outputs, 3, padding=1)
         self.conv_shortcut = nn.Conv2d(inputs, outputs, 1) if inputs != outputs else None
 
-    def forward(self, x: Tensor, time: Tensor | None = None, norm_frames: int = 1) -> Tensor:
-        """((b f) c h w), (b d) -> ((b f) c h w)."""
-        y = self.conv1(F.silu(self.norm1(x, norm_frames)))
+    def forward(self, x: Tensor, time: Tensor | None = None) -> Tensor:
+        """((b f) c h w), (b d) -> ((b f) c h w); the VAE's resnets have no time."""
+        clips = len(x if time is None else time)
+        y = self.conv1(F.silu(self.norm1(x, clips)))
         if time is not None:
             shift = self.time_emb_proj(F.silu(time))                         # (b c)
             y = y + shift.repeat_interleave(len(y) // len(shift), dim=0)[:, :, None, None]
-        y = self.conv2(F.silu(self.norm2(y, norm_frames)))
+        y = self.conv2(F.silu(self.norm2(y, clips)))
         return y + (x if self.conv_shortcut is None else self.conv_shortcut(x))
 
 
@@ -120,18 +125,23 @@ class SpatialTransformer(nn.Module):
         return x + self.proj_out(rearrange(y, "bf (h w) c -> bf c h w", h=x.shape[2]))
 
 
-class Downsample(nn.Conv2d):
+class Downsample(nn.Module):
     """((b f) c h w) -> ((b f) c h/2 w/2)."""
 
     def __init__(self, channels: int):
-        super().__init__(channels, channels, 3, stride=2, padding=1)
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, stride=2, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(x)
 
 
-class Upsample(nn.Conv2d):
+class Upsample(nn.Module):
     """((b f) c h w) -> ((b f) c 2h 2w): nearest neighbour, then a convolution."""
 
     def __init__(self, channels: int):
-        super().__init__(channels, channels, 3, padding=1)
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
-        return super().forward(F.interpolate(x, scale_factor=2, mode="nearest"))
+        return self.conv(F.interpolate(x, scale_factor=2, mode="nearest"))

@@ -27,6 +27,11 @@ class UNetConfig:
     groups: int             # groups of every GroupNorm
     motion: MotionConfig | None             # None: an image model
 
+    @property
+    def norm_across_frames(self) -> bool:
+        """Whether the frames of a clip share the statistics of the resnets' GroupNorm."""
+        return self.motion is not None and self.motion.version == 1
+
 
 @dataclass(frozen=True)
 class VAEConfig:

@@ -22,6 +22,13 @@ def positional_encoding(frames: int, channels: int, device: torch.device | None 
     return rearrange([angles.sin(), angles.cos()], "two f k -> f (k two)")
 
 
+class FramePositions(nn.Module):
+    """((b h w) f c) -> the sinusoids of frames 0, 1, ..., f - 1: (f c)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return positional_encoding(x.shape[1], x.shape[2], x.device).to(x.dtype)
+
+
 class TemporalBlock(nn.Module):
     """Two self-attentions along time and a feed-forward, pre-norm.
 
@@ -30,6 +37,7 @@ class TemporalBlock(nn.Module):
 
     def __init__(self, width: int, heads: int):
         super().__init__()
+        self.positions = FramePositions()
         self.norm1, self.norm2, self.norm3 = (nn.LayerNorm(width) for _ in range(3))
         self.attn1 = Attention(width, heads)
         self.attn2 = Attention(width, heads)
@@ -37,7 +45,7 @@ class TemporalBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """((b h w) f c) -> the same shape."""
-        position = positional_encoding(x.shape[1], x.shape[2], x.device).to(x.dtype)
+        position = self.positions(x)
         x = x + self.attn1(self.norm1(x) + position)
         x = x + self.attn2(self.norm2(x) + position)
         return x + self.ff(self.norm3(x))
@@ -58,8 +66,8 @@ class MotionModule(nn.Module):
         self.block = TemporalBlock(channels, config.heads)
         self.proj_out = nn.Linear(channels, channels)
 
-    def forward(self, x: Tensor, frames: int) -> Tensor:
-        """((b f) c h w) -> the same shape."""
-        y = rearrange(self.norm(x), "(b f) c h w -> (b h w) f c", f=frames)
+    def forward(self, x: Tensor, clips: int) -> Tensor:
+        """((b f) c h w), b = `clips` -> the same shape."""
+        y = rearrange(self.norm(x), "(b f) c h w -> (b h w) f c", b=clips)
         y = self.proj_out(self.block(self.proj_in(y)))
         return x + rearrange(y, "(b h w) f c -> (b f) c h w", h=x.shape[2], w=x.shape[3])

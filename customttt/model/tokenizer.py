@@ -1,16 +1,11 @@
 """CLIP's byte-pair tokenizer (Radford et al. 2021; byte-level BPE of Radford et al. 2019)."""
 
-import json
 import re
 import unicodedata
 import warnings
-from functools import lru_cache
-from pathlib import Path
 
 import torch
 from torch import Tensor
-
-from ..errors import UserError
 
 START, END = "<|startoftext|>", "<|endoftext|>"
 CONTRACTIONS = ("'s", "'t", "'re", "'ve", "'m", "'ll", "'d")
@@ -54,6 +49,16 @@ def _kind(character: str) -> str:
     return {"L": "letter", "N": "number"}.get(unicodedata.category(character)[0], "other")
 
 
+def merge(tokens: list[str], pair: tuple[str, str]) -> list[str]:
+    """Join the two wherever they follow each other."""
+    joined, at = [], 0
+    while at < len(tokens):
+        size = 2 if tuple(tokens[at:at + 2]) == pair else 1
+        joined.append("".join(tokens[at:at + size]))
+        at += size
+    return joined
+
+
 class Tokenizer:
     """Strings -> token ids (b 77): start, the text, end, then `pad` to the full length."""
 
@@ -64,36 +69,6 @@ class Tokenizer:
         self.symbols = byte_symbols()
         self.token_of = {i: token for token, i in vocabulary.items()}
         self.start, self.end = vocabulary[START], vocabulary[END]
-        self._merge = lru_cache(maxsize=65536)(self._merge)
-
-    @classmethod
-    def from_folder(cls, folder: str | Path, length: int) -> "Tokenizer":
-        """Read `vocab.json` and `merges.txt` (and the padding token of `tokenizer_config.json`)."""
-        folder = Path(folder)
-        try:
-            vocabulary = json.loads((folder / "vocab.json").read_text(encoding="utf-8"))
-            lines = (folder / "merges.txt").read_text(encoding="utf-8").splitlines()
-            merges = [tuple(line.split()) for line in lines
-                      if line and not line.startswith("#version")]
-            if any(len(pair) != 2 for pair in merges) or not {START, END} <= vocabulary.keys():
-                raise ValueError("not a CLIP vocabulary")
-        except FileNotFoundError as error:
-            raise UserError(f"{folder}: no tokenizer here; put vocab.json and merges.txt of Stable "
-                            f"Diffusion 1.5 (its tokenizer/ folder) there") from error
-        except (OSError, ValueError, AttributeError) as error:
-            raise UserError(f"{folder}: vocab.json or merges.txt cannot be read ({error}); fetch "
-                            f"both again") from error
-        return cls(vocabulary, merges, length, cls._padding(folder))
-
-    @staticmethod
-    def _padding(folder: Path) -> str:
-        """The padding token: END in Stable Diffusion 1.x, "!" in 2.x."""
-        try:
-            text = (folder / "tokenizer_config.json").read_text(encoding="utf-8")
-            pad = json.loads(text)["pad_token"]
-        except (OSError, ValueError, KeyError):
-            return END
-        return (pad["content"] if isinstance(pad, dict) else pad) or END
 
     def __call__(self, texts: list[str]) -> Tensor:
         """Strings -> ids (b 77). A longer text is cut, with a warning that shows what was lost."""
@@ -108,7 +83,7 @@ class Tokenizer:
                 continue
             for word in split_words(unicodedata.normalize("NFC", part).lower()):
                 symbols = "".join(self.symbols[byte] for byte in word.encode("utf-8", "replace"))
-                ids += [self.vocabulary.get(token, self.end) for token in self._merge(symbols)]
+                ids += [self.vocabulary.get(token, self.end) for token in self._byte_pairs(symbols)]
         return ids
 
     def decode(self, ids: list[int]) -> str:
@@ -125,21 +100,9 @@ class Tokenizer:
         ids = [self.start, *ids[:room], self.end]
         return ids + [self.vocabulary[self.pad]] * (self.length - len(ids))
 
-    def _merge(self, symbols: str) -> list[str]:
+    def _byte_pairs(self, symbols: str) -> list[str]:
         """Join neighbours, the pair of lowest rank first, until no pair is in the merge table."""
         tokens = [*symbols[:-1], symbols[-1] + "</w>"]
-        while len(tokens) > 1:
-            pairs = list(zip(tokens, tokens[1:]))
-            best = min(pairs, key=lambda pair: self.rank.get(pair, len(self.rank)))
-            if best not in self.rank:
-                break
-            merged, at = [], 0
-            while at < len(tokens):
-                if tuple(tokens[at:at + 2]) == best:
-                    merged.append("".join(best))
-                    at += 2
-                else:
-                    merged.append(tokens[at])
-                    at += 1
-            tokens = merged
+        while pairs := [pair for pair in zip(tokens, tokens[1:]) if pair in self.rank]:
+            tokens = merge(tokens, min(pairs, key=self.rank.get))
         return tokens

@@ -39,7 +39,8 @@ class Layer(nn.Module):
         super().__init__()
         time_width, groups = 4 * config.channels[0], config.groups
         self.resnets = nn.ModuleList(
-            ResNet(c, channels, groups, eps=1e-5, time_width=time_width) for c in inputs)
+            ResNet(c, channels, groups, 1e-5, time_width, config.norm_across_frames)
+            for c in inputs)
         self.spatial_transformers = nn.ModuleList(
             SpatialTransformer(channels, config.heads, config.text_width, groups)
             for _ in range(spatial))
@@ -49,21 +50,20 @@ class Layer(nn.Module):
         self.upsample = Upsample(channels) if then == "upsample" else None
 
     def forward(self, x: Tensor, skips: Sequence[Tensor], time: Tensor, text: Tensor,
-                frames: int | None, norm_frames: int, run: Callable) -> tuple[Tensor, list[Tensor]]:
+                motion: bool, run: Callable) -> tuple[Tensor, list[Tensor]]:
         """((b f) c h w), skips to read, (b d), (b n d) -> the same for the next layer, skips made.
 
-        `frames`: None takes the motion modules out. `norm_frames`: how many frames share the
-        resnets' GroupNorm statistics. `run`: `directly` or `recomputed`.
+        `motion`: whether the motion modules are in. `run`: `directly` or `recomputed`.
         """
         made = []
         for j, resnet in enumerate(self.resnets):
             if skips:
                 x = torch.cat([x, skips[j]], dim=1)
-            x = run(resnet, x, time, norm_frames)
+            x = run(resnet, x, time)
             if j < len(self.spatial_transformers):
                 x = run(self.spatial_transformers[j], x, text)
-            if frames is not None and j < len(self.motion_modules):
-                x = run(self.motion_modules[j], x, frames)
+            if motion and j < len(self.motion_modules):
+                x = run(self.motion_modules[j], x, len(time))
             made.append(x)
         if self.downsample is not None:
             x = self.downsample(x)
@@ -74,7 +74,7 @@ class Layer(nn.Module):
 
 
 class UNet(nn.Module):
-    """Predicts the noise eps in noisy latents z_t (DESIGN: (b 4 f h w) -> (b 4 f h w))."""
+    """Predicts the noise eps in noisy latents z_t (b 4 f h w)."""
 
     def __init__(self, config: UNetConfig):
         super().__init__()
@@ -98,7 +98,7 @@ class UNet(nn.Module):
             Layer(config, (c2 + c1, c1 + c1, c1 + c0),     c1,      3, 3 * m, "upsample"),     # 7
             Layer(config, (c1 + c0, c0 + c0, c0 + c0),     c0,      3, 3 * m),                 # 8
         ])
-        self.norm_out = FrameGroupNorm(config.groups, c0, eps=1e-5)
+        self.norm_out = FrameGroupNorm(config.groups, c0, 1e-5, config.norm_across_frames)
         self.conv_out = nn.Conv2d(c0, config.latent_channels, 3, padding=1)
 
     def forward(self, latents: Tensor, timesteps: Tensor, text: Tensor | Sequence[Tensor],
@@ -109,19 +109,21 @@ class UNet(nn.Module):
         Raises ValueError for shapes that do not fit and for more frames than the module knows.
         """
         texts = self._nine_texts(latents, timesteps, text)
-        frames = self._clip_length(latents, motion)
-        norm_frames = frames if frames and self.config.motion.version == 1 else 1
+        if motion:
+            self._check_motion(latents.shape[2])
         run = recomputed if self.gradient_checkpointing and torch.is_grad_enabled() else directly
 
         time = self.time_embedding(timesteps)                                # (b d)
+        if self.config.norm_across_frames and not motion:   # each frame is a clip of its own
+            time = time.repeat_interleave(latents.shape[2], dim=0)
         x = self.conv_in(rearrange(latents, "b c f h w -> (b f) c h w"))
         skips = [x]
         for i, layer in enumerate(self.layers):
             read = [skips.pop() for _ in layer.resnets] if i > 4 else []
-            x, made = layer(x, read, time, texts[i], frames, norm_frames, run)
+            x, made = layer(x, read, time, texts[i], motion, run)
             if i < 4:
                 skips += made
-        x = self.conv_out(F.silu(self.norm_out(x, norm_frames)))
+        x = self.conv_out(F.silu(self.norm_out(x, len(time))))
         return rearrange(x, "(b f) c h w -> b c f h w", b=len(latents))
 
     def _nine_texts(self, latents: Tensor, timesteps: Tensor,
@@ -143,15 +145,12 @@ class UNet(nn.Module):
                 raise ValueError(f"text: ({b} n {self.config.text_width}); got {tuple(each.shape)}")
         return texts
 
-    def _clip_length(self, latents: Tensor, motion: bool) -> int | None:
-        """Frames per clip that the motion modules will see; None where they are out."""
-        if not motion:
-            return None
+    def _check_motion(self, frames: int) -> None:
+        """Raise ValueError where there are no motion modules, or too many frames for them."""
         if self.config.motion is None:
             raise ValueError("this UNet has no motion module: load one (motion_module=...), or "
                              "pass motion=False to treat frames as images")
-        check_clip_length(self.config.motion, latents.shape[2])
-        return latents.shape[2]
+        check_clip_length(self.config.motion, frames)
 
 
 def directly(module: nn.Module, *inputs) -> Tensor:

@@ -58,7 +58,7 @@ class VAE(nn.Module):
         return self.decoder(self.post_quant_conv(latents / self.config.scale))
 
 
-class Stage(nn.Module):
+class Level(nn.Module):
     """The resnets of one resolution, then a change of resolution."""
 
     def __init__(self, inputs: int, outputs: int, resnets: int, groups: int, then: str = ""):
@@ -78,14 +78,15 @@ class Stage(nn.Module):
         return x
 
 
-class DownsampleRight(nn.Conv2d):
+class DownsampleRight(nn.Module):
     """(n c H W) -> (n c H/2 W/2), padded on the right and the bottom only."""
 
     def __init__(self, channels: int):
-        super().__init__(channels, channels, 3, stride=2)
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, stride=2)
 
     def forward(self, x: Tensor) -> Tensor:
-        return super().forward(F.pad(x, (0, 1, 0, 1)))
+        return self.conv(F.pad(x, (0, 1, 0, 1)))
 
 
 class Middle(nn.Module):
@@ -112,8 +113,8 @@ class Encoder(nn.Module):
         super().__init__()
         widths, groups = config.channels, config.groups
         self.conv_in = nn.Conv2d(3, widths[0], 3, padding=1)
-        self.stages = nn.ModuleList(
-            Stage(inputs, outputs, config.resnets, groups,
+        self.levels = nn.ModuleList(
+            Level(inputs, outputs, config.resnets, groups,
                   then="downsample" if k < len(widths) - 1 else "")
             for k, (inputs, outputs) in enumerate(zip(widths[:1] + widths[:-1], widths)))
         self.middle = Middle(widths[-1], groups)
@@ -122,8 +123,8 @@ class Encoder(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.conv_in(x)
-        for stage in self.stages:
-            x = stage(x)
+        for level in self.levels:
+            x = level(x)
         return self.conv_out(F.silu(self.norm_out(self.middle(x))))
 
 
@@ -135,8 +136,8 @@ class Decoder(nn.Module):
         widths, groups = config.channels[::-1], config.groups
         self.conv_in = nn.Conv2d(config.latent_channels, widths[0], 3, padding=1)
         self.middle = Middle(widths[0], groups)
-        self.stages = nn.ModuleList(
-            Stage(inputs, outputs, config.resnets + 1, groups,
+        self.levels = nn.ModuleList(
+            Level(inputs, outputs, config.resnets + 1, groups,
                   then="upsample" if k < len(widths) - 1 else "")
             for k, (inputs, outputs) in enumerate(zip(widths[:1] + widths[:-1], widths)))
         self.norm_out = nn.GroupNorm(groups, widths[-1], eps=EPS)
@@ -144,6 +145,6 @@ class Decoder(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.middle(self.conv_in(x))
-        for stage in self.stages:
-            x = stage(x)
+        for level in self.levels:
+            x = level(x)
         return self.conv_out(F.silu(self.norm_out(x)))

@@ -1,4 +1,4 @@
-"""What both command lines share: flags for the model and for every number of the recipe."""
+"""What both command lines share: flags for the model and for every number of a recipe."""
 
 import argparse
 import math
@@ -10,7 +10,9 @@ from ..diffusion import STEPS
 from ..errors import UserError
 from ..files.load import load_model
 from ..model.model import Model
-from ..recipes import PAPER, WHY_TINY, recipe, recipe_name
+from ..model.unet import check_clip_length
+from ..recipes import Recipe, is_full_size
+from ..sampling import latent_shape
 from .loop import DTYPES
 
 DEFAULT_MODEL = Path("weights/tiny")    # the embedded miniature
@@ -34,20 +36,20 @@ def add_model_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=int, default=0, help="default: %(default)s")
 
 
-def add_recipe_flags(parser: argparse.ArgumentParser, stages: tuple[str, ...]) -> None:
+def add_recipe_flags(parser: argparse.ArgumentParser, recipe: Recipe) -> None:
     """One flag per number; its default is the recipe's, which the model decides."""
-    everything = {name: value for stage in stages for name, value in PAPER[stage].items()}
-    for name, value in everything.items():
-        values = {stage: _shown(PAPER[stage][name]) for stage in stages if name in PAPER[stage]}
-        flag, text = _flag(name), "paper: " + (
-            _shown(value) if len(set(values.values())) == 1 and len(values) == len(stages)
-            else ", ".join(f"{number} ({stage})" for stage, number in values.items()))
+    for name, setting in recipe.full.items():
+        value, text = setting.value, f"{_shown(setting.value)} ({setting.source})"
+        if name in recipe.tiny:
+            text += f"; {_shown(recipe.tiny[name].value)} ({recipe.tiny[name].source})"
+        text = text.replace("%", "%%")
         if isinstance(value, bool):
-            parser.add_argument(flag, action=argparse.BooleanOptionalAction, help=text)
+            parser.add_argument(_flag(name), action=argparse.BooleanOptionalAction, help=text)
         elif isinstance(value, tuple):
-            parser.add_argument(flag, type=type(value[0]), nargs="+", metavar="N", help=text)
+            parser.add_argument(_flag(name), type=type(value[0]), nargs="+", metavar="N", help=text)
         else:
-            parser.add_argument(flag, type=type(value), choices=CHOICES.get(name), help=text)
+            parser.add_argument(_flag(name), type=type(value), choices=CHOICES.get(name),
+                                metavar=None if name in CHOICES else "N", help=text)
 
 
 def _shown(value) -> str:
@@ -73,22 +75,20 @@ def open_model(args: argparse.Namespace) -> tuple[Model, str]:
     return model, precision
 
 
-def chosen_settings(args: argparse.Namespace, stage: str, model: Model) -> dict:
-    """The recipe for this model, overridden by the flags that were given; says what differs."""
-    name = recipe_name(model.unet)
-    settings = recipe(stage, name)
-    given = {key: tuple(value) if isinstance(value, list) else value
-             for key, value in vars(args).items() if key in settings and value is not None}
-    settings |= given
-    for key in {key for some in PAPER.values() for key in some} - settings.keys():
-        if getattr(args, key, None) is not None:
-            raise UserError(f"{_flag(key)}: is not for --stage {stage}; leave it out")
+def chosen_settings(args: argparse.Namespace, recipe: Recipe, model: Model) -> dict:
+    """The recipe's values for this model, overridden by the flags that were given; says where they
+    differ from the full-size recipe's."""
+    settings = {}
+    print("recipe: " + ("full size" if is_full_size(model.unet) else "tiny"))
+    for name, (value, source) in recipe.of(model.unet).items():
+        given = getattr(args, name)
+        if given is not None:
+            value, source = tuple(given) if isinstance(given, list) else given, "given"
+        settings[name], full = value, recipe.full[name]
+        if value != full.value:
+            print(f"  {name} {_shown(value)} ({source}); full size: {_shown(full.value)} "
+                  f"({full.source})")
     check_numbers(settings)
-    print(f"recipe: {name}")
-    for key, value in settings.items():
-        if value != PAPER[stage][key]:
-            why = "given" if key in given else WHY_TINY[key]
-            print(f"  {key} {_shown(value)}, the paper has {_shown(PAPER[stage][key])} ({why})")
     check_size(model, settings)
     return settings
 
@@ -100,8 +100,10 @@ def check_numbers(settings: dict) -> None:
         for number in numbers:
             if isinstance(number, (bool, str)):
                 continue
-            if not math.isfinite(number) or number < 0 or number == 0 and key not in MAY_BE_ZERO:
-                raise UserError(f"{given}: must be positive" + " or 0" * (key in MAY_BE_ZERO))
+            if key in MAY_BE_ZERO and not 0 <= number < math.inf:
+                raise UserError(f"{given}: must be positive or 0")
+            if key not in MAY_BE_ZERO and not 0 < number < math.inf:
+                raise UserError(f"{given}: must be positive")
             if number >= BELOW.get(key, math.inf):
                 raise UserError(f"{given}: must be less than {BELOW[key]}")
         if key == "betas" and len(numbers) != 2:
@@ -119,11 +121,11 @@ def _flag(key: str) -> str:
 
 
 def check_size(model: Model, settings: dict) -> None:
-    multiple = 8 * model.vae.factor
-    if settings["size"] % multiple:
-        raise UserError(f"--size {settings['size']}: must be a multiple of {multiple}")
-    motion = model.unet.config.motion
-    if motion is not None and settings["frames"] > motion.max_frames:
-        raise UserError(f"--frames {settings['frames']}: this motion module (version "
-                        f"{motion.version}) was trained for at most {motion.max_frames}; ask for "
-                        f"fewer and join the clips in an editor")
+    """A clip of that size and length must suit the VAE and the motion module."""
+    try:
+        latent_shape(model, settings["frames"], settings["size"])
+        if model.unet.config.motion is not None:
+            check_clip_length(model.unet.config.motion, settings["frames"])
+    except ValueError as error:
+        raise UserError(f"--size {settings['size']}, --frames {settings['frames']}: "
+                        f"{error}") from error

@@ -12,7 +12,7 @@ from torch import Generator, Tensor
 from tqdm import trange
 
 from ...errors import writing
-from ...model.tokenizer import END, START, Tokenizer, byte_symbols
+from ...model.tokenizer import END, START, Tokenizer, byte_symbols, merge
 from ...model.vae import VAE
 from ..world import clips as world
 from ..world.chance import uniform
@@ -25,7 +25,7 @@ TAUGHT = (*DRAWINGS, *COMPOSED)     # composed kinds twice: they have three colo
 
 def make_tokenizer(length: int = 77) -> Tokenizer:
     """Every byte, and byte-pair merges (Sennrich et al. 2016) until each of WORDS is one token."""
-    spelled = [(*word[:-1], word[-1] + "</w>") for word in world.WORDS]
+    spelled = [[*word[:-1], word[-1] + "</w>"] for word in world.WORDS]
     merges = []
     while any(len(symbols) > 1 for symbols in spelled):
         counts = Counter(pair for symbols in spelled for pair in zip(symbols, symbols[1:]))
@@ -36,15 +36,6 @@ def make_tokenizer(length: int = 77) -> Tokenizer:
     tokens = [*single, *(s + "</w>" for s in single), *("".join(pair) for pair in merges),
               START, END]
     return Tokenizer({token: i for i, token in enumerate(tokens)}, merges, length)
-
-
-def merge(symbols: tuple[str, ...], pair: tuple[str, str]) -> tuple[str, ...]:
-    joined, at = [], 0
-    while at < len(symbols):
-        size = 2 if symbols[at:at + 2] == pair else 1
-        joined.append("".join(symbols[at:at + size]))
-        at += size
-    return tuple(joined)
 
 
 def describe(clip: Clip, generator: Generator, motion: float) -> tuple[str, tuple]:

@@ -7,7 +7,6 @@ Axes: n images or clips, f frames, c channels, h w latent rows and columns.
 
 from collections.abc import Callable
 from pathlib import Path
-from unittest.mock import patch
 
 import torch
 import torch.nn.functional as F
@@ -20,9 +19,9 @@ from ...files.configs import motion_json, unet_json
 from ...files.load import WEIGHTS
 from ...files.save import position_tables, save_part
 from ...losses import noise_loss
-from ...model import motion
+from ...model.blocks import Attention
 from ...model.config import MotionConfig, UNetConfig
-from ...model.motion import MotionModule
+from ...model.motion import FramePositions, MotionModule, positional_encoding
 from ...model.unet import UNet
 from ..world import clips as world, motions
 from ..world.chance import uniform
@@ -169,6 +168,9 @@ def clips_stage(unet: UNet, folder: Path, work: Path, recipe: Recipe, frames: in
                                        seed=12, frames=world.FRAMES)
     places = torch.stack([place_and_speed(clip) for clip in clips])
     texts = Captions(folder)
+    shown: dict[str, Tensor] = {}       # "frames": which frames of the clips a step sees
+    show_frames(unet, shown)
+    attend_in_fp32(unet)
     seen, heads = {}, nn.ModuleDict()
     for i in (5, 6, 7):
         unet.layers[i].register_forward_hook(lambda m, inputs, out, i=str(i): seen.update({i: out}))
@@ -185,9 +187,9 @@ def clips_stage(unet: UNet, folder: Path, work: Path, recipe: Recipe, frames: in
         t = (low + (STEPS - low) * torch.rand(recipe.batch, generator=generator)).long()
         t = t.clamp(max=STEPS - 1)      # the sum can round to 1000
         some = torch.randperm(world.FRAMES, generator=generator)[:frames].sort().values
-        with attention_in_fp32(), positions(some):
-            noise = denoising_loss(predict, latents[i][:, :, some].float(), text, t, generator,
-                                   power=0.5 if whole else 1)
+        shown["frames"] = some
+        noise = denoising_loss(predict, latents[i][:, :, some].float(), text, t, generator,
+                               power=0.5 if whole else 1)
         asked = places[i][:, some].flatten(0, 1)                            # ((n f) answers)
         maps = {i: F.adaptive_avg_pool2d(out[0].float(), 4).flatten(1) for i, out in seen.items()}
         errors = [F.mse_loss(head(F.layer_norm(maps[i], maps[i].shape[1:])), asked)
@@ -212,18 +214,22 @@ def place_and_speed(clip: world.Clip) -> Tensor:
                       speed[:, 3:].abs() / 0.4], 1)
 
 
-def attention_in_fp32():
+def attend_in_fp32(unet: UNet) -> None:
     """A CPU's bfloat16 kernel of attention is slow on the way back."""
-    attention = F.scaled_dot_product_attention
-    return patch.object(F, "scaled_dot_product_attention", lambda q, k, v, **options: attention(
-        q.float(), k.float(), v.float(), **options).to(q.dtype))
+    for attention in unet.modules():
+        if isinstance(attention, Attention):
+            for linear in (attention.to_q, attention.to_k, attention.to_v):
+                linear.register_forward_hook(lambda m, inputs, y: y.float())
+            attention.to_out.register_forward_pre_hook(
+                lambda m, inputs: inputs[0].to(m.weight.dtype))
 
 
-def positions(frames: Tensor):
-    """The frames' own places in time, where some of the clip's are left out."""
-    encoding = motion.positional_encoding
-    return patch.object(motion, "positional_encoding", lambda f, channels, device=None: encoding(
-        world.FRAMES, channels, device)[frames])
+def show_frames(unet: UNet, shown: dict[str, Tensor]) -> None:
+    """Give frames their own places in the clip, where only `shown["frames"]` of it are seen."""
+    for module in unet.modules():
+        if isinstance(module, FramePositions):
+            module.register_forward_hook(lambda m, inputs, position: positional_encoding(
+                world.FRAMES, position.shape[1])[shown["frames"]].to(position.dtype))
 
 
 class Captions:

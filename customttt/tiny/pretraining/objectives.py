@@ -18,7 +18,8 @@ from torch import Generator, Tensor, nn
 from ...files import keys
 from ...files.configs import text_json, vae_json
 from ...files.load import WEIGHTS
-from ...files.save import save_part, save_tokenizer
+from ...files.save import save_part
+from ...files.tokenizers import save_tokenizer
 from ...model.clip import CLIP
 from ...model.config import TextConfig, VAEConfig, VisionConfig
 from ...model.tokenizer import Tokenizer
@@ -30,7 +31,7 @@ from .data import TAUGHT, describe, draw_clips, draw_frames, fits, make_tokenize
 from .judge import PARTS, picture_caption
 from .parts import load_clip, load_vae, save_clip
 
-LATENT_DEVIATION = 0.5      # of the scaled latents; the note: 0.45 worked better than 1
+LATENT_DEVIATION = 0.5      # of the scaled latents
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from ...files.configs import text_config, text_json, unet_config, vae_config
 from ...files.load import WEIGHTS
 from ...files.reading import fill, read_json, read_tensors
 from ...files.save import save_part
+from ...files.tokenizers import read_tokenizer
 from ...model.clip import CLIP, TextEncoder
 from ...model.config import MotionConfig, VisionConfig
 from ...model.tokenizer import Tokenizer
@@ -49,7 +50,7 @@ def load_clip(folder: str | Path) -> tuple[CLIP, Tokenizer]:
                                        vision["image_size"], vision["patch_size"]),
                     config["projection_dim"])
     filled(clip, folder / "model.safetensors", keys.public_clip)
-    return clip.eval(), Tokenizer.from_folder(folder.parent / "tokenizer", text.length)
+    return clip.eval(), read_tokenizer(folder.parent / "tokenizer", text.length)
 
 
 def load_text_encoder(folder: Path) -> tuple[TextEncoder, Tokenizer]:
@@ -57,7 +58,7 @@ def load_text_encoder(folder: Path) -> tuple[TextEncoder, Tokenizer]:
     with torch.device("meta"):
         encoder = TextEncoder(text_config(read_json(part / "config.json"), str(part)))
     filled(encoder, part / "model.safetensors", keys.public_text)
-    return encoder.eval(), Tokenizer.from_folder(folder / "tokenizer", encoder.config.length)
+    return encoder.eval(), read_tokenizer(folder / "tokenizer", encoder.config.length)
 
 
 def load_vae(folder: Path) -> VAE:
@@ -72,7 +73,7 @@ def load_image_unet(folder: Path, motion: MotionConfig | None = None) -> UNet:
     """The image UNet, with new motion modules where their config is given."""
     part = folder / "unet"
     unet = UNet(unet_config(read_json(part / "config.json"), motion, str(part)))
-    filled(unet, part / WEIGHTS, keys.diffusers_unet, lambda name: not keys.is_motion(name))
+    filled(unet, part / WEIGHTS, keys.diffusers_unet, keys.is_image)
     return unet
 
 

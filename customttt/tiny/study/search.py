@@ -23,23 +23,23 @@ from multiprocessing import get_context
 from pathlib import Path
 
 import torch
-from einops import rearrange
 from torch import Generator, Tensor
 from tqdm import tqdm
 
-from ...diffusion import ddim_step, ddim_timesteps
 from ...errors import UserError, run
 from ...files.load import load_model
 from ...files.lora_files import load_lora
-from ...media.clips import as_frames, contact_sheet, write_video
+from ...media.clips import contact_sheet, write_video
 from ...model.model import Model
+from ...sampling import sample_video
+from ...stages import TEACHERS
 from ..pretraining.judge import Judge, picture_caption
 from ..pretraining.measure import measure_trajectory
 from ..world.clips import SIZE, sample_clip
 from ..world.motions import MOTIONS, trajectory_agreement
 from ..world.subjects import COMPOSED, USUAL, Subject
 from .scores import METRICS, Combination, combinations, score
-from .study import TEACHERS, examine, interval, sample, train_motion, train_subject, write_data
+from .study import examine, interval, sample, train_motion, train_subject, write_data
 
 READ_TEXT = (0, 1, 2, 4, 6, 7, 8)
 STRAIGHT = MOTIONS[:4]          # left, right, up, down
@@ -81,19 +81,11 @@ def one_scale(args: argparse.Namespace, scale: float, combination: Combination) 
 
 # ---------------------------------------------------------------------------------- the probe
 
-@torch.no_grad()
 def probed(model: Model, p: str, star: str, layer: int, frames: int, seed: int) -> Tensor:
-    """(f H W 3) uint8 by DDIM from noise, the text `star` in one layer and p in the others."""
-    side = SIZE // model.vae.factor
-    x_t = torch.randn((1, 4, frames, side, side), generator=Generator().manual_seed(seed))
-    text, other, empty = model.encode_text([p, star, ""]).split(1)
-    texts = [torch.cat([empty, other if i == layer else text]) for i in range(9)]
-    timesteps = ddim_timesteps(PROBE_STEPS)
-    for t, t_prev in zip(timesteps, [*timesteps[1:], -1]):
-        both = model.unet(torch.cat([x_t, x_t]), torch.tensor([t, t]), texts, motion=frames > 1)
-        of_empty, of_text = both.split(1)
-        x_t = ddim_step(of_empty + GUIDANCE * (of_text - of_empty), t, t_prev, x_t)
-    return as_frames(model.vae.decode(rearrange(x_t, "1 c f h w -> f c h w")))
+    """(f H W 3) uint8, the prompt `star` in one layer and p in the others."""
+    prompts = [star if i == layer else p for i in range(len(model.unet.layers))]
+    return sample_video(model, prompts, steps=PROBE_STEPS, guidance=GUIDANCE, frames=frames,
+                        size=SIZE, seed=seed, motion=frames > 1)
 
 
 def appearance_follows(model: Model, judge: Judge, layer: int, k: int, seed: int) -> float:

@@ -1,6 +1,6 @@
 """What test-time training does to its student: how far it goes, and how much there is to learn.
 
-The UNet holds the teachers and, as one adapter, the student that they trained.
+The UNet holds the teachers and, as one LoRA, the student that they trained.
 """
 
 import math
@@ -11,22 +11,24 @@ from einops import rearrange
 from safetensors import safe_open
 from torch import Generator, Tensor
 
-from ...diffusion import add_noise
-from ...lora import active
+from ...diffusion import add_noise, ddim
+from ...draws import Draws
+from ...lora import lora_on
 from ...losses import noise_loss
 from ...model.model import Model
-from ...stages import TestTimeTraining
+from ...model.unet import UNet
+from ...run.data import Texts
+from ...stages import TEACHERS, noising_timesteps, reference_timesteps
 from ..pretraining.judge import as_pixels
 from .scores import Combination
 
-TEACHERS = ("spatial_reference", "temporal_reference")
 STUDENT = ("joined",)
 UNSEEN_SEED = 10 ** 6       # of references that no training drew
 DRAWS = 8                   # of each, for the losses
 
 
 def change(before: Path, after: Path) -> float:
-    """||joined - trained|| / ||trained|| over the tensors of one adapter file."""
+    """||joined - trained|| / ||trained|| over the tensors of one LoRA file."""
     with safe_open(before, "pt") as old, safe_open(after, "pt") as new:
         pairs = [(old.get_tensor(key), new.get_tensor(key)) for key in old.keys()]
     return math.sqrt(sum((b - a).square().sum().item() for a, b in pairs)
@@ -42,31 +44,48 @@ def noise_change(model: Model, combination: Combination, frames: Tensor) -> floa
     for t in torch.tensor([[100], [300], [500], [700], [900]]):
         x_t = add_noise(z, torch.randn(z.shape, generator=generator), t)
         for on, predicted in ((TEACHERS, before), (STUDENT, after)):
-            with active(model.unet, *on):
+            with lora_on(model.unet, *on):
                 predicted.append(model.unet(x_t, t, text))
     before, after = torch.cat(before), torch.cat(after)
     return ((after - before).norm() / before.norm()).item()
 
 
 @torch.no_grad()
-def preservation(stage: TestTimeTraining) -> dict[str, float]:
+def draw_references(unet: UNet, texts: Texts, shape: tuple[int, ...], settings: dict,
+                    draw: Draws) -> tuple[Tensor, Tensor]:
+    """The reference latents of one step of `ttt_step`: z_s, z_t."""
+    timesteps, t_f = reference_timesteps(settings)
+    drawn = []
+    for teacher, text, motion in ((TEACHERS[0], texts.appearance, False),
+                                  (TEACHERS[1], texts.motion, True)):
+        with lora_on(unet, teacher):
+            *_, z_f = ddim(unet, draw.noise(shape, text.device), text, texts.empty, timesteps,
+                           settings["reference_guidance"], motion, t_f)
+        drawn.append(z_f)
+    return tuple(drawn)
+
+
+@torch.no_grad()
+def preservation(unet: UNet, texts: Texts, shape: tuple[int, ...],
+                 settings: dict) -> dict[str, float]:
     """The losses of test-time training on references of other draws: how much is there to learn?
 
     For each of the two, how far the student's was above that of the teacher, under the teacher's
     prompt, before training, and how training changed it.
     """
-    teachers = {"appearance": (TEACHERS[:1], stage.appearance, False),
-                "motion": (TEACHERS[1:], stage.motion, True)}
-    student = {"before": (TEACHERS, stage.target, True), "after": (STUDENT, stage.target, True)}
+    teachers = {"appearance": (TEACHERS[:1], texts.appearance, False),
+                "motion": (TEACHERS[1:], texts.motion, True)}
+    student = {"before": (TEACHERS, texts.target, True), "after": (STUDENT, texts.target, True)}
     losses = {name: dict.fromkeys(("teacher", "before", "after"), 0.0) for name in teachers}
-    generator = Generator().manual_seed(UNSEEN_SEED)
+    draw, (_, t_f) = Draws(UNSEEN_SEED), reference_timesteps(settings)
     for _ in range(DRAWS):
-        for (name, teacher), (z_f, t_f) in zip(teachers.items(), stage.references(generator)):
-            x_t, t, eps = stage.noised(z_f, t_f, generator)
+        references = draw_references(unet, texts, shape, settings, draw)
+        for (name, teacher), z_f in zip(teachers.items(), references):
+            eps, t = draw.noise_like(z_f), noising_timesteps(z_f, t_f, settings, draw)
+            x_t = add_noise(z_f, eps, t, t_f)
             for who, (on, text, motion) in {"teacher": teacher, **student}.items():
-                with active(stage.unet, *on):
-                    eps_hat = stage.unet(x_t, t, text, motion)
-                losses[name][who] += noise_loss(eps_hat, eps).item()
+                with lora_on(unet, *on):
+                    losses[name][who] += noise_loss(unet(x_t, t, text, motion), eps).item()
     found = {}
     for name, of in losses.items():
         found[f"{name} loss above the teacher's, before"] = of["before"] / of["teacher"] - 1

@@ -31,24 +31,26 @@ import torch
 from torch import Generator, Tensor
 from tqdm import tqdm
 
+from ...draws import Draws
 from ...errors import UserError, writing
 from ...files.load import load_model
 from ...files.lora_files import load_lora
 from ...files.reading import read_json, read_metadata
-from ...lora import active
+from ...lora import lora_on
 from ...media.clips import contact_sheet, write_video
 from ...model.model import Model
-from ...recipes import STAGES, recipe, recipe_name
-from ...sampling import decode_frames, sample_video
-from ...stages import joining
+from ...recipes import SAMPLING
+from ...run.data import Texts
+from ...sampling import decode_frames, latent_shape, sample_video
+from ...stages import STAGES, TEACHERS
 from ..pretraining.judge import Judge
 from ..world.clips import SCENES, make_clip, render
 from ..world.motions import HELD_OUT_MOTIONS
 from ..world.subjects import HELD_OUT_SUBJECTS, Subject
 from .scores import METRICS, STILL, Combination, combinations, other_motion, other_subject, score
-from .student import STUDENT, TEACHERS, UNSEEN_SEED, change, noise_change, preservation
+from .student import STUDENT, UNSEEN_SEED, change, draw_references, noise_change, preservation
 
-CONDITIONS = {      # name: adapters that are on
+CONDITIONS = {      # name: LoRAs that are on
     "base": (),
     "subject only": TEACHERS[:1],
     "motion only": TEACHERS[1:],
@@ -84,9 +86,9 @@ def dashed(name: str) -> str:
 
 
 def train(args: argparse.Namespace, stage: str, output: Path, *flags) -> Path:
-    """Run train.py unless its adapter is there; returns the adapter."""
-    adapter = output / "adapter.safetensors"
-    if not adapter.exists():
+    """Run train.py unless its LoRA is there; returns the LoRA file."""
+    lora = output / "adapter.safetensors"
+    if not lora.exists():
         resume = ["--resume"] if (output / "checkpoint.pt").exists() else []
         command = [sys.executable, "train.py", "--stage", stage, "--output", output, "--model",
                    args.model, "--seed", args.seed, "--sheet-every", 0, *flags,
@@ -94,7 +96,7 @@ def train(args: argparse.Namespace, stage: str, output: Path, *flags) -> Path:
         done = subprocess.run(list(map(str, command)), capture_output=True, text=True)
         if done.returncode:
             raise UserError(f"{output}: {done.stderr.strip().splitlines()[-1]}")
-    return adapter
+    return lora
 
 
 def train_subject(args: argparse.Namespace, name: str) -> Path:
@@ -124,23 +126,23 @@ def examine(args: argparse.Namespace, combination: Combination) -> dict[str, dic
     results = results_of(args, args.name, combination)
     if results.exists():
         return read_json(results)
-    adapters = {}
+    loras = {}
     if "spatial" in args.stages:
-        adapters["spatial_reference"] = spatial = train_subject(args, combination.subject)
+        loras["spatial_teacher"] = spatial = train_subject(args, combination.subject)
     if "temporal" in args.stages:
-        adapters["temporal_reference"] = temporal = train_motion(args, combination.motion)
+        loras["temporal_teacher"] = temporal = train_motion(args, combination.motion)
     if "ttt" in args.stages:
-        adapters["joined"] = joined = train(
+        loras["joined"] = joined = train(
             args, "ttt", args.output / args.name / combination.name, "--spatial", spatial,
             "--temporal", temporal, "--prompt", combination.prompt, *said(args.ttt, combination))
 
     model, judge = load_model(args.model), Judge(args.model)
     clips = {TRUTH: truth(combination, args.seed)}
     scores = {TRUTH: score(judge, combination, clips[TRUTH], args.seed)}
-    for name, file in adapters.items():
+    for name, file in loras.items():
         load_lora(model.unet, file, name=name)
     for name, on in CONDITIONS.items():
-        if adapters.keys() >= set(on):
+        if loras.keys() >= set(on):
             clips[name] = sample(args, model, combination, on)
             scores[name] = score(judge, combination, clips[name], args.seed)
     wrong = replace(combination, subject=other_subject(combination.subject),
@@ -148,19 +150,21 @@ def examine(args: argparse.Namespace, combination: Combination) -> dict[str, dic
     for name, condition in CONTROLS.items():
         if condition in clips:
             scores[name] = score(judge, wrong, clips[condition], args.seed)
-    if "joined" in adapters:
+    if "joined" in loras:
         told = read_metadata(joined)
-        stage = joining(model, combination.prompt, told["appearance_prompt"],
-                        told["motion_prompt"], json.loads(told["recipe"]))
-        drawn = stage.references(Generator().manual_seed(UNSEEN_SEED))
-        for name, (z_f, t_f) in zip(REFERENCES, drawn):
-            if t_f < 0:     # clean
+        settings = json.loads(told["recipe"])
+        texts = Texts(*model.encode_text([combination.prompt, told["appearance_prompt"],
+                                          told["motion_prompt"], ""]).split(1))
+        shape = latent_shape(model, settings["frames"], settings["size"])
+        drawn = draw_references(model.unet, texts, shape, settings, Draws(UNSEEN_SEED))
+        if settings["reference_timestep"] == "uniform":     # clean
+            for name, z_f in zip(REFERENCES, drawn):
                 scores[name] = score(judge, combination, decode_frames(model, z_f), args.seed)
         scores["student"] = {
             "change of spatial weights": change(spatial, joined),
             "change of temporal weights": change(temporal, joined),
             "change of predicted noise": noise_change(model, combination, clips["joined, no ttt"]),
-            **preservation(stage)}
+            **preservation(model.unet, texts, shape, settings)}
     write_video(contact_sheet([clip[::2] for clip in clips.values()]), results.with_suffix(".png"))
     with writing(results) as temporary:
         temporary.write_text(json.dumps(scores, indent=1))
@@ -180,8 +184,8 @@ def sample(args: argparse.Namespace, model: Model, combination: Combination,
     kept = args.output / "clips" / "+".join(on or ["base"]) / f"{combination.name}.pt"
     if kept.exists():
         return torch.load(kept, weights_only=True)
-    settings = recipe("sampling", recipe_name(model.unet))
-    with active(model.unet, *on):
+    settings = SAMPLING.values(model.unet)
+    with lora_on(model.unet, *on):
         frames = sample_video(model, combination.prompt, steps=settings["sampling_steps"],
                               guidance=settings["guidance"], size=settings["size"],
                               seed=args.seed + 1)
@@ -237,7 +241,7 @@ def main() -> None:
     parser.add_argument("--start", type=int, default=40, help="the first combination")
     parser.add_argument("--combinations", type=int, default=20)
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--stages", nargs="+", choices=STAGES, default=list(STAGES),
+    parser.add_argument("--stages", nargs="+", choices=list(STAGES), default=list(STAGES),
                         help="ttt needs the other two")
     parser.add_argument("--compare", nargs="+", metavar="NAME", help="print these, run nothing")
     for stage in STAGES:

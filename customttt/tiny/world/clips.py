@@ -1,4 +1,4 @@
-"""The tiny world of DESIGN.md section 6: seeded clips whose every attribute is known exactly.
+"""The tiny world: seeded clips whose every attribute is known exactly.
 
 A clip is a subject (kind and colours), a motion (a path) and a scene, and it has a caption.
 `sample_clip` draws pretraining clips; HELD_OUT_SUBJECTS (subjects.py) and HELD_OUT_MOTIONS

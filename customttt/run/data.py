@@ -1,0 +1,189 @@
+"""What each stage learns from: images, clips, or the LoRAs of the stages before it.
+
+Axes: n images or clips, f frames, H W pixels, h w latent rows and columns.
+"""
+
+import hashlib
+from argparse import ArgumentParser, Namespace
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from einops import rearrange
+from PIL import Image
+from torch import Generator, Tensor
+from tqdm import tqdm
+
+from ..draws import stream_seed
+from ..errors import UserError
+from ..files.lora_files import find_lora, load_lora
+from ..lora import add_lora
+from ..media.clips import as_frames, write_video
+from ..media.images import (IMAGE_ENDINGS, VIDEO_ENDINGS, caption_beside, find_files, read_image,
+                            read_video, to_square)
+from ..model.model import Model
+from ..sampling import latent_shape
+
+OUTPUT = Path("output")
+
+
+@dataclass
+class Job:
+    """A stage made ready: what its step learns from, and what is said about it."""
+
+    inputs: tuple           # of the step, between the UNet and the settings
+    prompt: str             # of the contact sheet; what the LoRA file says it is for
+    metadata: dict          # of the LoRA file
+    above: list[Tensor] = field(default_factory=list)   # uint8 (f H W 3): rows above the sheet's
+
+
+class Texts(NamedTuple):
+    """Text embeddings (1 77 d) of stage (c)."""
+
+    target: Tensor
+    appearance: Tensor
+    motion: Tensor
+    empty: Tensor
+
+
+def add_data_flags(parser: ArgumentParser) -> None:
+    parser.add_argument("--data", nargs="+", type=Path, metavar="PATH",
+                        help="images, videos, or folders of them (default: the model folder's own "
+                        "examples)")
+    parser.add_argument("--prompt", help="what the data shows, where no text file beside an image "
+                        "or video says it")
+
+
+def add_ttt_flags(parser: ArgumentParser) -> None:
+    for kind in ("spatial", "temporal"):
+        parser.add_argument(f"--{kind}", type=Path, metavar="LORA", default=OUTPUT / kind,
+                            help=f"what --stage {kind} wrote, file or folder (default: "
+                            f"%(default)s)")
+    parser.add_argument("--prompt", help="what to join (default: the two stages' prompts joined)")
+    parser.add_argument("--appearance-prompt", help="of the appearance reference")
+    parser.add_argument("--motion-prompt", help="of the motion reference")
+
+
+def prepare_spatial(model: Model, settings: dict, args: Namespace) -> Job:
+    """Images of the subject; LoRA on the spatial transformers (the paper's W_s)."""
+    def read(file: Path) -> Tensor:
+        return rearrange(read_image(file, settings["size"]), "c h w -> c 1 h w")
+    return learn_from(model, settings, args, "spatial", example="subject", what="image",
+                      endings=IMAGE_ENDINGS, read=read)
+
+
+def prepare_temporal(model: Model, settings: dict, args: Namespace) -> Job:
+    """Clips of the motion; LoRA on the motion modules (the paper's W_t)."""
+    def read(file: Path) -> Tensor:
+        return read_video(file, settings["frames"], settings["fps"], settings["size"])
+    require_motion(model)
+    return learn_from(model, settings, args, "temporal", example="motion.mp4", what="video",
+                      endings=VIDEO_ENDINGS, read=read)
+
+
+def learn_from(model: Model, settings: dict, args: Namespace, kind: str, example: str, what: str,
+               endings: set[str], read: Callable[[Path], Tensor]) -> Job:
+    """The files of --data, read as (3 f H W) in [-1, 1], as latents; a fresh LoRA of this kind."""
+    given = args.data or [Path(args.model) / "examples" / example]
+    if args.data is None and not given[0].exists():
+        raise UserError(f"--data: name the {what}s to learn from")
+    files = find_files(given, endings, what)
+    prompts = prompts_of(args.prompt, files)
+    pixels = torch.stack([read(file) for file in tqdm(files, desc=f"{what}s", leave=False)])
+    layers = settings[f"{kind}_layers"]
+    add_lora(model.unet, kind, layers, settings["rank"], settings["dropout"])
+    if not args.resume:     # what is learned from, as the model sees it: a row of squares
+        write_video(as_frames(rearrange(pixels, "n c f h w -> (n f) c h w")),
+                    args.output / "data.png")
+    metadata = {f"{kind}_layers": layers, "rank": settings["rank"],
+                "data_sha256": fingerprint(files)}
+    return Job((encode(model, pixels, args.seed), model.encode_text(prompts)),
+               prompts[0] if args.prompt is None else args.prompt, metadata)
+
+
+def prepare_ttt(model: Model, settings: dict, args: Namespace) -> Job:
+    """The LoRAs of (a) and (b) twice: as the teachers, and as the student that they guide."""
+    require_motion(model)
+    metadata, above = {}, []
+    for kind, given in (("spatial", args.spatial), ("temporal", args.temporal)):
+        file = find_lora(given, f"--{kind}", f"run --stage {kind} first")
+        load_lora(model.unet, file, name=f"{kind}_teacher")
+        read = load_lora(model.unet, file, name=kind, dropout=settings["dropout"]).metadata
+        if read.get("kind") != kind:
+            raise UserError(f"--{kind} {file}: holds a {read.get('kind', 'foreign')} LoRA, not "
+                            f"what --stage {kind} trains")
+        if (base := read.get("base_model", model.name)) != model.name:
+            print(f"{file}: was trained on {base}, is used on {model.name}")
+        metadata |= {f"{kind}_layers": read[f"{kind}_layers"], f"{kind}_prompt": read["prompt"],
+                     f"{kind}_sha256": fingerprint([file]), "rank": read["rank"]}
+        above += kept_row(file)
+
+    target, appearance, motion = joined_prompts(metadata, args)
+    texts = Texts(*model.encode_text([target, appearance, motion, ""]).split(1))
+    shape = latent_shape(model, settings["frames"], settings["size"])
+    metadata |= {"appearance_prompt": appearance, "motion_prompt": motion}
+    return Job((texts, shape), target, metadata, above)
+
+
+def joined_prompts(metadata: dict, args: Namespace) -> tuple[str, str, str]:
+    """Of the target, the appearance reference, the motion reference: as given, or made of the two
+    stages' prompts."""
+    subject, motion = metadata["spatial_prompt"], metadata["temporal_prompt"]
+    doing = motion.partition(" is ")[2]         # "a man is lifting weights" -> "lifting weights"
+    if not doing and None in (args.prompt, args.motion_prompt):
+        raise UserError(f"the motion's prompt \"{motion}\" does not say \"... is ...\": give "
+                        f"--prompt and --motion-prompt")
+    prompts = tuple(default if given is None else given for given, default in (
+        (args.prompt, f"{subject} is {doing}"),
+        (args.appearance_prompt, f"{subject} is doing something"),
+        (args.motion_prompt, f"an object is {doing}")))
+    print("target: {}\nappearance reference: {}\nmotion reference: {}".format(*prompts))
+    return prompts
+
+
+def require_motion(model: Model, instead: str = "") -> None:
+    if model.unet.config.motion is None:
+        raise UserError(f"--model {model.name} has no motion module: give one with --motion-module"
+                        + (f", {instead}" if instead else ""))
+
+
+def fingerprint(files: list[Path]) -> str:
+    """SHA-256 of what a run learns from, so that it is not resumed with something else."""
+    digest = hashlib.sha256()
+    for file in files:
+        digest.update(file.read_bytes())
+    return digest.hexdigest()
+
+
+def prompts_of(given: str | None, files: list[Path]) -> list[str]:
+    """One prompt a file: the text file beside it, else --prompt, else the one beside its folder."""
+    prompts = [caption_beside(file) or (caption_beside(file.parent) if given is None else given)
+               for file in files]
+    if None in prompts:
+        raise UserError(f"--prompt: say what {files[prompts.index(None)]} shows, or put the words "
+                        f"into {files[prompts.index(None)].with_suffix('.txt')}")
+    print("prompt: " + "\n        ".join(dict.fromkeys(prompts)))
+    return prompts
+
+
+@torch.no_grad()
+def encode(model: Model, pixels: Tensor, seed: int) -> Tensor:
+    """(n 3 f H W) -> sampled latents (n 4 f h w), fp32, one image at a time."""
+    generator = Generator().manual_seed(stream_seed(seed, "latents"))
+    images = rearrange(pixels, "n c f h w -> (n f) 1 c h w").to(model.device, model.dtype)
+    z = torch.cat([model.vae.encode(image, generator).float()
+                   for image in tqdm(images, desc="encoding", leave=False)])
+    return rearrange(z, "(n f) c h w -> n c f h w", n=len(pixels)).contiguous()
+
+
+def kept_row(lora: Path) -> list[Tensor]:
+    """The data.png beside a LoRA file as frames, uint8 (f H W 3); nothing if it is not there."""
+    row = lora.parent / "data.png"
+    if not row.exists():
+        return []
+    with Image.open(row) as image:
+        squares = [image.crop((x, 0, x + image.height, image.height))
+                   for x in range(0, image.width, image.height)]
+    return [as_frames(torch.stack([to_square(square, image.height) for square in squares]))]

@@ -1,0 +1,49 @@
+"""The contact sheet of a run: a row of samples for each of some sets of LoRAs; and as an animation,
+the rows side by side."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ..diffusion import ddim, ddim_timesteps
+from ..draws import stream_seed
+from ..lora import lora_on
+from ..media.clips import contact_sheet, write_video
+from ..model.model import Model
+from ..sampling import decode_frames, initial_noise
+
+COLUMNS = 8
+
+
+def sheet_drawer(model: Model, prompt: str, settings: dict, seed: int,
+                 rows: Sequence[tuple[str, ...]], above: Sequence[Tensor],
+                 motion: bool) -> Callable[[Path], None]:
+    """A function that writes the sheet: `above` (uint8 (f H W 3), what was learned from), then the
+    prompt sampled from one noise with each of `rows`, the LoRAs that are on.
+
+    Beside a sheet of clips goes a .gif, with what are rows of the sheet from left to right.
+    """
+    text, empty = model.encode_text([prompt, ""]).split(1)
+    noise = initial_noise(model, settings["frames"], settings["size"], stream_seed(seed, "sheet"))
+    timesteps = ddim_timesteps(settings["sampling_steps"])
+
+    def draw(path: Path) -> None:
+        clips = [clip for clip in above if clip.shape[1] == settings["size"]]
+        for names in rows:
+            with lora_on(model.unet, *names):
+                *_, z = ddim(model.unet, noise.to(model.device), text, empty, timesteps,
+                             settings["guidance"], motion)
+            clips.append(decode_frames(model, z))
+        write_video(contact_sheet([clip[::max(1, len(clip) // COLUMNS)] for clip in clips]), path)
+        if motion:
+            write_video(side_by_side(clips, settings["frames"]), path.with_suffix(".gif"))
+    return draw
+
+
+def side_by_side(clips: Sequence[Tensor], frames: int) -> Tensor:
+    """Clips and images, uint8 (f H W 3) of one size -> one clip (`frames` H' W' 3); a shorter one
+    begins again."""
+    return torch.cat([contact_sheet([torch.stack([clip[k % len(clip)] for clip in clips])])
+                      for k in range(frames)])
