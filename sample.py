@@ -15,10 +15,10 @@ from tqdm import tqdm
 from customttt.errors import UserError, check_writable, run
 from customttt.files.lora_files import find_lora, load_lora
 from customttt.lora import merge_lora
-from customttt.media.clips import check_ending, write_video
+from customttt.media.clips import check_ending, check_fps, write_video
 from customttt.model.model import Model
 from customttt.recipes import SAMPLING
-from customttt.run.data import require_motion
+from customttt.run.data import require_motion, say_base
 from customttt.run.options import add_model_flags, add_recipe_flags, chosen_settings, open_model
 from customttt.sampling import decode_frames, sample_latents
 
@@ -45,6 +45,7 @@ def main() -> None:
     check_ending(args.output)
     model, _ = open_model(args)
     settings = chosen_settings(args, SAMPLING, model)
+    check_fps(args.output, settings["fps"])
     if args.motion:
         require_motion(model, instead="or sample images with --no-motion")
     loras = args.lora
@@ -62,6 +63,9 @@ def main() -> None:
                              settings["frames"], settings["size"], args.seed, args.negative_prompt,
                              motion=args.motion)
     *_, z = tqdm(latents, desc="sampling", total=settings["sampling_steps"], unit="step")
+    if not z.isfinite().all():
+        raise UserError("--precision: the video is not finite; try fp32, or a smaller scale of "
+                        "--lora")
     write_video(decode_frames(model, z), args.output, settings["fps"])
     print(f"written: {args.output}")
 
@@ -76,9 +80,7 @@ def apply_loras(model: Model, loras: list[str | Path]) -> str | None:
         print(f"{path}: {file.tensors} tensors applied at scale {scale:g}")
         for sentence in file.notes:
             print(f"{path}: {sentence}")
-        base = file.metadata.get("base_model", model.name)
-        if base != model.name:
-            print(f"{path}: was trained on {base}, is used on {model.name}")
+        say_base(path, file.metadata, model)
         prompt = file.metadata.get("prompt", prompt)
     merge_lora(model.unet)
     merge_lora(model.text_encoder)

@@ -19,10 +19,12 @@ from customttt.draws import stream_seed
 from customttt.errors import UserError, run
 from customttt.run.checkpoint import CHECKPOINT, check_folder
 from customttt.run.data import OUTPUT
+from customttt.run.lock import locked
 from customttt.run.loop import Run, fit
 from customttt.run.options import add_model_flags, add_recipe_flags, chosen_settings, open_model
 from customttt.run.sheet import sheet_drawer
-from customttt.stages import STAGES, Stage
+from customttt.run.stage import Stage
+from customttt.stages import STAGES
 
 
 def train(stage: Stage, args: argparse.Namespace) -> bool:
@@ -71,10 +73,12 @@ def parser_of(stage: Stage | None) -> argparse.ArgumentParser:
     return parser
 
 
-def parse(stage: Stage) -> argparse.Namespace:
+def parse(stage: Stage | None) -> argparse.Namespace:
     args, unknown = parser_of(stage).parse_known_args()
     if unknown:
-        raise UserError(f"{unknown[0]}: not a flag of --stage {stage.name}; leave it out, or see "
+        raise UserError(f"{unknown[0]}: goes with --stage; see python train.py --stage STAGE --help"
+                        if stage is None else
+                        f"{unknown[0]}: not a flag of --stage {stage.name}; leave it out, or see "
                         f"python train.py --stage {stage.name} --help")
     for flag, least in (("checkpoint_every", 1), ("sheet_every", 0)):
         if getattr(args, flag) < least:
@@ -86,26 +90,18 @@ def main() -> None:
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     first.add_argument("--stage", choices=list(STAGES))
     chosen = first.parse_known_args()[0].stage
-    if chosen is not None:
-        stage = STAGES[chosen]
+    if chosen is None and parse(None).output is not None:       # flags that all stages share, only
+        raise UserError("--output: goes with --stage")
+    for stage in STAGES.values() if chosen is None else [STAGES[chosen]]:
         args = parse(stage)
-        args.output = args.output or OUTPUT / stage.name
-        train(stage, args)
-    else:
-        train_all()
-
-
-def train_all() -> None:
-    """The whole method, one stage after the other, each on what the ones before it left."""
-    parser_of(None).parse_known_args()      # for --help
-    runs = [(stage, parse(stage)) for stage in STAGES.values()]
-    for stage, args in runs:
-        if args.output is not None:
-            raise UserError("--output: goes with --stage")
-        args.output = OUTPUT / stage.name
-        args.resume &= (args.output / CHECKPOINT).exists()
-        print(f"\nstage {stage.name}")
-        if not train(stage, args):
+        if args.output is None:
+            args.output = OUTPUT / stage.name
+        if chosen is None:
+            print(f"\nstage {stage.name}")
+            args.resume &= (args.output / CHECKPOINT).exists()
+        with locked(args.output):
+            finished = train(stage, args)
+        if not finished:
             return
 
 

@@ -25,9 +25,9 @@ def alpha_bar(t: Tensor | int) -> Tensor:
 def add_noise(z: Tensor, eps: Tensor, t: Tensor, t_from: int = -1) -> Tensor:
     """q(x_t | x_0) of Ho et al. (2020), equation 4: latents (b ...), noise, timesteps (b,) -> x_t.
 
-      x_t = sqrt(alpha_bar_t) z + sqrt(1 - alpha_bar_t) eps
+      x_t = sqrt(a) z + sqrt(1 - a) eps,   a = alpha_bar_t / alpha_bar_{t_from}
 
-    `t_from`: the timestep at which z stands already; -1 is clean.
+    `t_from`: the timestep at which z stands already; -1 is clean, where alpha_bar is 1.
     """
     a = (alpha_bar(t) / alpha_bar(t_from).to(t.device)).view(-1, *[1] * (z.ndim - 1))
     return a.sqrt() * z + (1 - a).sqrt() * eps

@@ -8,8 +8,8 @@
   sheet     the noise that contact sheets start from
   sampling  the noise that sample.py starts from: --seed itself, as in other tools
 
-So what is judged shares no draw with what is trained. All but dropout on a GPU are drawn on the
-CPU, so that a seed means the same on every device.
+So what is judged shares no draw with what is trained. "lora" and "dropout" seed PyTorch's own
+generators. All but dropout on a GPU are drawn on the CPU, so that a seed means the same everywhere.
 """
 
 import hashlib

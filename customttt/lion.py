@@ -1,14 +1,19 @@
 """Lion, the optimizer of every stage (Chen et al. 2023, algorithm 2)."""
 
 import torch
+from torch import Tensor
 
 
-@torch.no_grad()
-def lion_update(theta: torch.Tensor, g: torch.Tensor, m: torch.Tensor, lr: float,
-                beta_1: float, beta_2: float, weight_decay: float) -> None:
-    """One step in place. theta: parameter, g: its gradient, m: the moving average of gradients."""
-    c = m * beta_1 + g * (1 - beta_1)
-    theta.mul_(1 - lr * weight_decay).add_(c.sign_(), alpha=-lr)
+def lion_update(theta: Tensor, g: Tensor, m: Tensor, lr: float, beta_1: float, beta_2: float,
+                weight_decay: float) -> None:
+    """One step in place. theta: parameter, g: its gradient, m: the moving average of gradients.
+
+      u     = beta_1 m + (1 - beta_1) g
+      theta = theta - lr (sign(u) + weight_decay theta)
+      m     = beta_2 m + (1 - beta_2) g
+    """
+    u = m * beta_1 + g * (1 - beta_1)
+    theta.mul_(1 - lr * weight_decay).add_(u.sign(), alpha=-lr)
     m.mul_(beta_2).add_(g, alpha=1 - beta_2)
 
 
@@ -23,11 +28,7 @@ class Lion(torch.optim.Optimizer):
         super().__init__(params, {"lr": lr, "betas": betas, "weight_decay": weight_decay})
 
     @torch.no_grad()
-    def step(self, closure=None):
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
+    def step(self) -> None:
         for group in self.param_groups:
             for theta in group["params"]:
                 if theta.grad is None:
@@ -37,4 +38,3 @@ class Lion(torch.optim.Optimizer):
                     state["m"] = torch.zeros_like(theta)
                 lion_update(theta, theta.grad, state["m"], group["lr"], *group["betas"],
                             group["weight_decay"])
-        return loss

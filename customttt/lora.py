@@ -83,26 +83,17 @@ def targets(unet: UNet, kind: str, layers: Sequence[int], convolutions: bool = F
             raise UserError(f"LoRA layer {i}: layers are counted 0 to {len(unet.layers) - 1}")
         modules = getattr(unet.layers[i], PLACES[kind])
         if not len(modules):
+            there = ", ".join(str(j) for j, layer in enumerate(unet.layers)
+                              if len(getattr(layer, PLACES[kind])))
             raise UserError(f"LoRA layer {i}: it has no {PLACES[kind].replace('_', ' ')} to adapt; "
-                            f"{kind} layers here are {_places(unet, kind)}")
-        prefix = f"layers.{i}.{PLACES[kind]}."
-        names += [prefix + name for name, module in modules.named_modules()
-                  if not _inside_wrapper(name) and (".block." in name and _is_linear(module)
-                  or convolutions and kind == "spatial" and name.endswith(("proj_in", "proj_out")))]
+                            f"{kind} layers here are {there or 'none: no motion module is loaded'}")
+        for name, module in modules.named_modules():
+            if ".base" in name or ".loras" in name:     # inside a wrapper
+                continue
+            if (".block." in name and isinstance(module, (nn.Linear, WithLoRA))
+                    or convolutions and kind == "spatial" and name.endswith(("_in", "_out"))):
+                names.append(f"layers.{i}.{PLACES[kind]}.{name}")
     return names
-
-
-def _is_linear(module: nn.Module) -> bool:
-    return isinstance(module, (nn.Linear, WithLoRA))
-
-
-def _inside_wrapper(name: str) -> bool:
-    return ".base" in name or ".loras" in name
-
-
-def _places(unet: UNet, kind: str) -> str:
-    return ", ".join(str(i) for i, layer in enumerate(unet.layers)
-                     if len(getattr(layer, PLACES[kind]))) or "none: there is no motion module"
 
 
 def add_lora(unet: UNet, kind: str, layers: Sequence[int], rank: int = 32, dropout: float = 0.1,

@@ -1,14 +1,15 @@
-"""Every number of the method, one a line: its value, and where it comes from.
+"""Every setting of the method, one a line: its value, where it comes from, what it is.
 
 "supplement" is the paper's supplementary material, section 1 unless said otherwise. "open" marks
-what it does not say: docs/method.md lists each with the alternative and the evidence. "tiny" is
-what differs for a model of small widths. Each entry is a command-line flag of train.py or
-sample.py.
+what it does not say: docs/method.md lists each with the alternative and the reason. "tiny" is what
+differs for a model of small widths, and why. Each is a command-line flag of train.py or sample.py.
 """
 
+import math
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from .diffusion import STEPS
 from .model.config import SD15_UNET
 from .model.unet import UNet
 
@@ -16,14 +17,18 @@ from .model.unet import UNet
 class Setting(NamedTuple):
     value: Any
     source: str
+    about: str = ""
+    zero: bool = False              # whether it may be 0; nothing may be less
+    below: float = math.inf
+    choices: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """The settings of one stage."""
+    """The settings of one stage, by name."""
 
     full: dict[str, Setting]        # at Stable Diffusion 1.5's widths
-    tiny: dict[str, Setting]        # what differs at smaller ones
+    tiny: dict[str, Setting]        # what differs at smaller ones: value and source alone
 
     def of(self, unet: UNet) -> dict[str, Setting]:
         """The settings for this UNet."""
@@ -37,65 +42,72 @@ def is_full_size(unet: UNet) -> bool:
     return unet.config.channels == SD15_UNET.channels
 
 
-SAMPLED = {
-    "size": Setting(256, "supplement"),             # pixels along each side
-    "frames": Setting(16, "supplement"),            # of a clip, and pictures on a sheet of images
-    "sampling_steps": Setting(25, "supplement"),    # DDIM
-    "guidance": Setting(9.0, "supplement"),         # classifier-free guidance
+EVERYWHERE = {
+    "size": Setting(256, "supplement", "pixels along each side"),
+    "frames": Setting(16, "supplement", "of a clip"),
+    "sampling_steps": Setting(25, "supplement", "DDIM steps of a sample", below=STEPS),
+    "guidance": Setting(9.0, "supplement", "classifier-free guidance of a sample", zero=True),
 }
-FPS = {"fps": Setting(8.0, "supplement")}
-TRAINED = {
-    "dropout": Setting(0.1, "supplement"),
-    "betas": Setting((0.9, 0.99), "supplement"),    # Lion's
-    "weight_decay": Setting(0.1, "supplement"),
+FPS = {"fps": Setting(8.0, "supplement", "frames a second")}
+TRAINING = {
+    "dropout": Setting(0.1, "supplement", "of the LoRA's update", zero=True, below=1),
+    "betas": Setting((0.9, 0.99), "supplement", "of Lion", zero=True, below=1),
+    "weight_decay": Setting(0.1, "supplement", "of Lion", zero=True),
 }
-FRESH = {"rank": Setting(32, "supplement")}         # of a LoRA
+FRESH_LORA = {"rank": Setting(32, "supplement", "of the LoRA", below=4097)}
+LEAST_TIMESTEP = {"least_timestep": Setting(
+    0, "open: AMD draws from all", "training timesteps are drawn from here to 999", zero=True,
+    below=STEPS)}
 SMALL = {
-    "size": Setting(64, "tiny: the tiny world is 64 pixels wide"),
-    "guidance": Setting(3.0, "tiny: of 2, 3 and 5, none is better for its images"),
+    "size": Setting(64, "tiny: its world is 64 pixels wide"),
+    "guidance": Setting(3.0, "tiny: weights/tiny/README.md"),
 }
+NOISY = {"least_timestep": Setting(500, "tiny: motion is decided where noise is strong")}
 
-SAMPLING = Recipe(full=SAMPLED | FPS, tiny=SMALL)
+SAMPLING = Recipe(full=EVERYWHERE | FPS, tiny=SMALL)
 
 SPATIAL = Recipe(
-    full=SAMPLED | TRAINED | FRESH | {
-        "steps": Setting(500, "supplement"),
-        "learning_rate": Setting(1e-5, "supplement"),
-        "spatial_layers": Setting((2, 6), "supplement, section 3"),         # W_s
-        "batch_size": Setting(1, "open: images a step"),
+    full=EVERYWHERE | TRAINING | FRESH_LORA | {
+        "steps": Setting(500, "supplement", "training steps"),
+        "learning_rate": Setting(1e-5, "supplement", "of Lion"),
+        "spatial_layers": Setting((2, 6), "supplement, section 3", "with LoRA, W_s", zero=True),
+        "batch_size": Setting(1, "open: AMD draws one frame a step", "images a step"),
     },
     tiny=SMALL | {
-        "learning_rate": Setting(5e-5, "tiny: trials, docs/method.md"),
+        "learning_rate": Setting(5e-5, "tiny: docs/study.md"),
         "spatial_layers": Setting((1, 7), "tiny: latents of 8 x 8, as the paper's layers have"),
     })
 
 TEMPORAL = Recipe(
-    full=SAMPLED | FPS | TRAINED | FRESH | {
-        "steps": Setting(500, "supplement"),
-        "learning_rate": Setting(5e-5, "supplement"),
-        "temporal_layers": Setting((2, 5), "supplement, section 3"),        # W_t
-        "least_timestep": Setting(0, "open: timesteps are drawn from here to 999"),
-        "debiased": Setting(True, "open: add MotionDirector's appearance-debiased term"),
+    full=EVERYWHERE | FPS | TRAINING | FRESH_LORA | LEAST_TIMESTEP | {
+        "steps": Setting(500, "supplement", "training steps"),
+        "learning_rate": Setting(5e-5, "supplement", "of Lion"),
+        "temporal_layers": Setting((2, 5), "supplement, section 3", "with LoRA, W_t", zero=True),
+        "debiased": Setting(True, "open: AMD adds it", "MotionDirector's appearance-debiased term"),
     },
-    tiny=SMALL | {
+    tiny=SMALL | NOISY | {
         "steps": Setting(250, "tiny: the three stages are to take minutes on a CPU"),
-        "learning_rate": Setting(3e-4, "tiny: trials, docs/method.md"),
+        "learning_rate": Setting(3e-4, "tiny: docs/study.md"),
         "temporal_layers": Setting((1, 7), "tiny: latents of 8 x 8, as the paper's layer 2 has"),
-        "least_timestep": Setting(500, "tiny: motion is decided where noise is strong"),
     })
 
 TTT = Recipe(
-    full=SAMPLED | TRAINED | {
-        "steps": Setting(30, "supplement, section 2.2 and table 4"),
-        "learning_rate": Setting(1e-6, "supplement"),
-        "reference_steps": Setting(5, "supplement, table 4"),               # DDIM
-        "reference_guidance": Setting(9.0, "open: as in sampling"),
-        "reference_noise": Setting("independent", "open: of the appearance reference's frames"),
-        "reference_timestep": Setting("uniform", "open: where the references are noised"),
-        "least_timestep": Setting(0, "open: timesteps are drawn from here to 999"),
+    full=EVERYWHERE | TRAINING | LEAST_TIMESTEP | {
+        "steps": Setting(30, "supplement", "training steps"),
+        "learning_rate": Setting(1e-6, "supplement", "of Lion"),
+        "reference_steps": Setting(5, "supplement, section 1 and table 4",
+                                   "DDIM steps of the reference latents", below=STEPS),
+        "reference_guidance": Setting(9.0, "open: as in sampling",
+                                      "classifier-free guidance of the reference latents",
+                                      zero=True),
+        "reference_noise": Setting("independent", "open: without motion modules frames are images",
+                                   "what the frames of z_s start from",
+                                   choices=("independent", "one")),
+        "reference_timestep": Setting("uniform", "open: as in the first two stages",
+                                      "where the reference latents are noised to",
+                                      choices=("uniform", "next")),
     },
-    tiny=SMALL | {
-        "learning_rate": Setting(1e-5, "tiny: at 1e-6 the student hardly moves, docs/method.md"),
+    tiny=SMALL | NOISY | {
+        "learning_rate": Setting(1e-5, "tiny: at 1e-6 the student hardly moves, docs/study.md"),
         "reference_guidance": Setting(3.0, "tiny: as in sampling"),
-        "least_timestep": Setting(500, "tiny: motion is decided where noise is strong"),
     })

@@ -1,29 +1,24 @@
-"""The three stages of CustomTTT: one step of each, top to bottom, and what else train.py needs.
+"""The three stages of CustomTTT: one step of each, top to bottom.
 
 Legend: z clean latents (b 4 f h w), c text embeddings (b n d), eps noise, t timesteps (b,). A step
-takes what it learns from, the stage's settings (recipes.py), `draw` (draws.py), and `backward`,
-which adds a loss's gradient to what is there: it is called once a loss.
+takes what it learns from, the stage's settings (recipes.py), `draw`, its random numbers (draws.py),
+and `backward`, which adds a loss's gradient to what is there: it is called once a loss.
 """
 
-from argparse import ArgumentParser, Namespace
 from collections.abc import Callable
-from dataclasses import dataclass
-from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from . import recipes
 from .diffusion import STEPS, ddim, ddim_timesteps
 from .draws import Draws
-from .files.lora_files import save_lora
-from .lora import lora_on, lora_parameters
+from .lora import lora_on
 from .losses import preservation_loss, spatial_loss, temporal_loss
-from .model.model import Model
 from .model.unet import UNet
-from .recipes import Recipe
-from .run.data import (Job, Texts, add_data_flags, add_ttt_flags, prepare_spatial,
-                       prepare_temporal, prepare_ttt)
+from .run.data import (Texts, add_data_flags, add_ttt_flags, prepare_spatial, prepare_temporal,
+                       prepare_ttt)
+from .run.stage import Stage
 
 Backward = Callable[[Tensor], None]
 
@@ -32,59 +27,62 @@ def spatial_step(unet: UNet, z: Tensor, c: Tensor, settings: dict, draw: Draws,
                  backward: Backward) -> None:
     """Stage (a), the subject: the noise in single images, motion modules out (supplement, section
     1). z (n 4 1 h w) and c (n 77 d): the images and their prompts."""
-    i = draw.some(len(z), settings["batch_size"])
-    eps, t = draw.noise_like(z[i]), draw.timesteps(z[i])
-    backward(spatial_loss(unet, z[i], c[i], eps, t))
+    some = draw.some(len(z), settings["batch_size"])
+    eps, t = draw.noise_like(z[some]), draw.timesteps(z[some])
+    backward(spatial_loss(unet, z[some], c[some], eps, t))
 
 
 def temporal_step(unet: UNet, z: Tensor, c: Tensor, settings: dict, draw: Draws,
                   backward: Backward) -> None:
-    """Stage (b), the motion: the noise in a clip, and the appearance-debiased term (supplement,
-    section 1; Zhao et al. 2023). z (n 4 f h w) and c (n 77 d): the clips and their prompts."""
-    i = draw.some(len(z), 1)
-    eps, t = draw.noise_like(z[i]), draw.timesteps(z[i], settings["least_timestep"])
+    """Stage (b), the motion: the noise in a clip (supplement, section 1), and MotionDirector's
+    appearance-debiased term. z (n 4 f h w) and c (n 77 d): the clips and their prompts."""
+    one = draw.some(len(z), 1)
+    eps, t = draw.noise_like(z[one]), draw.timesteps(z[one], settings["least_timestep"])
     k = draw.frame(z) if settings["debiased"] else None
-    backward(temporal_loss(unet, z[i], c[i], eps, t, k))
+    backward(temporal_loss(unet, z[one], c[one], eps, t, k))
 
 
 def ttt_step(unet: UNet, texts: Texts, shape: tuple[int, ...], settings: dict, draw: Draws,
-             backward: Backward) -> None:
-    """Stage (c), test-time training: the student keeps to what each teacher draws (supplement,
-    section 1). `shape`: of the latents, (1 4 f h w).
+             backward: Backward) -> tuple[Tensor, Tensor]:
+    """Stage (c), test-time training: the student keeps to what each teacher samples. The losses are
+    the paper's, their numbers the supplement's. `shape`: of the latents, (1 4 f h w).
 
       z_s = DDIM(spatial teacher, "a teddy bear is doing something"), motion modules out
       z_t = DDIM(temporal teacher, "an object is lifting weights"), motion modules in
-      L   = || student(z_s + eps',  t',  "a teddy bear is lifting weights") - eps'  ||^2
-          + || student(z_t + eps'', t'', "a teddy bear is lifting weights") - eps'' ||^2
+      L   = || student(z_s noised by eps',  t',  "a teddy bear is lifting weights") - eps'  ||^2
+          + || student(z_t noised by eps'', t'', "a teddy bear is lifting weights") - eps'' ||^2
 
-    One UNet holds four LoRAs: the teachers, as stages (a) and (b) left them, and the student,
-    "spatial" and "temporal", which starts from the same weights and alone is trained.
+    The UNet holds four LoRAs. Two are the teachers, as (a) and (b) left them, without dropout. Two
+    are the student, "spatial" and "temporal": they start from the same weights, and they alone are
+    trained. Returns z_s and z_t, to be looked at.
     """
-    timesteps, t_f = reference_timesteps(settings)
+    timesteps, t_ref = reference_timesteps(settings)
     guidance, device = settings["reference_guidance"], texts.target.device
 
     with lora_on(unet, "spatial_teacher"):
         noise = draw.noise(shape, device)
         if settings["reference_noise"] == "one":        # every frame starts alike
             noise = noise[:, :, :1].expand(shape)
-        *_, z_s = ddim(unet, noise, texts.appearance, texts.empty, timesteps, guidance,
-                       motion=False, t_end=t_f)
+        *_, z_s = ddim(unet, noise, texts.spatial_teacher, texts.empty, timesteps, guidance,
+                       motion=False, t_end=t_ref)
     with lora_on(unet, "temporal_teacher"):
         noise = draw.noise(shape, device)
-        *_, z_t = ddim(unet, noise, texts.motion, texts.empty, timesteps, guidance,
-                       motion=True, t_end=t_f)
+        *_, z_t = ddim(unet, noise, texts.temporal_teacher, texts.empty, timesteps, guidance,
+                       motion=True, t_end=t_ref)
 
     with lora_on(unet, "spatial", "temporal"):
         # The appearance preservation loss.
-        eps, t = draw.noise_like(z_s), noising_timesteps(z_s, t_f, settings, draw)
-        backward(preservation_loss(unet, z_s, texts.target, eps, t, t_f))
+        eps, t = draw.noise_like(z_s), noising_timesteps(z_s, t_ref, settings, draw)
+        backward(preservation_loss(unet, z_s, texts.target, eps, t, t_ref))
         # The temporal preservation loss.
-        eps, t = draw.noise_like(z_t), noising_timesteps(z_t, t_f, settings, draw)
-        backward(preservation_loss(unet, z_t, texts.target, eps, t, t_f))
+        eps, t = draw.noise_like(z_t), noising_timesteps(z_t, t_ref, settings, draw)
+        backward(preservation_loss(unet, z_t, texts.target, eps, t, t_ref))
+    return z_s, z_t
 
 
 def reference_timesteps(settings: dict) -> tuple[list[int], int]:
-    """The timesteps of a reference's DDIM steps, and t_f, where its latents stand then (-1: clean).
+    """The timesteps of the teachers' DDIM steps, and t_ref, where their latents stand then (-1:
+    clean).
 
     "uniform": the steps span the whole schedule. "next", the other reading: they are the first of
     the sampling schedule, so the reference latents are still noisy.
@@ -96,38 +94,11 @@ def reference_timesteps(settings: dict) -> tuple[list[int], int]:
     return schedule[:steps], schedule[steps]
 
 
-def noising_timesteps(z_f: Tensor, t_f: int, settings: dict, draw: Draws) -> Tensor:
-    """(b,), where reference latents are noised to: anywhere, or one sampling step up from t_f."""
+def noising_timesteps(z: Tensor, t_ref: int, settings: dict, draw: Draws) -> Tensor:
+    """(b,), where reference latents are noised to: anywhere, or one sampling step up from t_ref."""
     if settings["reference_timestep"] == "uniform":
-        return draw.timesteps(z_f, settings["least_timestep"])
-    return torch.tensor([t_f + STEPS // settings["sampling_steps"]], device=z_f.device)
-
-
-@dataclass(frozen=True)
-class Stage:
-    """A training method. A further one is one more of these, in a file of its own; one that trains
-    other modules than LoRA is a subclass with its own `parameters` and `save`."""
-
-    name: str                               # of --stage
-    kind: str                               # what its LoRA file says it holds
-    recipe: Recipe
-    add_flags: Callable[[ArgumentParser], None]         # beside the recipe's
-    prepare: Callable[[Model, dict, Namespace], Job]    # puts what is trained on the model
-    step: Callable[..., None]               # (unet, *job.inputs, settings, draw, backward)
-    trained: tuple[str, ...]                # LoRAs
-    rows: tuple[tuple[str, ...], ...]       # of its contact sheet: the LoRAs that are on in each
-    motion: bool = True                     # whether motion modules are in, on that sheet
-
-    def parameters(self, model: Model) -> dict[str, nn.Parameter]:
-        """What is trained; they alone get gradients."""
-        model.unet.requires_grad_(False)
-        parameters = lora_parameters(model.unet, *self.trained)
-        for parameter in parameters.values():
-            parameter.requires_grad_(True)
-        return parameters
-
-    def save(self, model: Model, path: Path, metadata: dict) -> None:
-        save_lora(model.unet, path, metadata, self.trained)
+        return draw.timesteps(z, settings["least_timestep"])
+    return torch.tensor([t_ref + STEPS // settings["sampling_steps"]], device=z.device)
 
 
 TEACHERS, STUDENT = ("spatial_teacher", "temporal_teacher"), ("spatial", "temporal")

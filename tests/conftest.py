@@ -1,9 +1,15 @@
-"""Fixtures: the embedded tiny model. `pytest -m "not full_size"` leaves out the slow checks."""
+"""Fixtures: the embedded tiny model. `pytest -m "not full_size"` leaves out the slow checks.
+
+Two processes of one thread take whole files in turn (setup.cfg); the full-size checks are in one
+file, so that their memory is needed once. `-n 0` stays in this process.
+"""
 
 import os
 from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 import torch

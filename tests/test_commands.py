@@ -84,7 +84,7 @@ def test_the_whole_method_from_another_folder(trained):
         "sample.mp4", "spatial", "temporal", "ttt"]
     assert "prompt: a man is lifting\n        a man is running\n" in said["temporal"]
     assert "target: a bear is lifting\n" in said["ttt"]
-    assert "motion reference: an object is lifting\n" in said["ttt"]
+    assert "temporal teacher: an object is lifting\n" in said["ttt"]
     assert "prompt: a bear is lifting\n" in said["sample"]      # that of output/ttt, unasked
     assert "steps 2 (given); full size: 500 (supplement)" in said["spatial"]
     with av.open(str(folder / "output/sample.mp4")) as container:
@@ -176,3 +176,22 @@ def test_a_model_without_motion_module_samples_images_only(trained, model_folder
     sample.main()
     with Image.open(tmp_path / "clip.webp") as image:
         assert image.n_frames == 3
+
+
+def test_without_a_stage_all_run_in_turn(monkeypatch, tmp_path, capsys):
+    """Each in its own folder; a resumed one only where there is a checkpoint; Ctrl-C ends all."""
+    ran = []
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(train, "train", lambda stage, args: ran.append(
+        (stage.name, str(args.output), args.resume)) or stage.name != "temporal")
+    (tmp_path / "output" / "spatial").mkdir(parents=True)
+    (tmp_path / "output" / "spatial" / "checkpoint.pt").touch()
+    monkeypatch.setattr(sys, "argv", ["train.py", "--resume"])
+    train.main()
+    assert ran == [("spatial", "output/spatial", True), ("temporal", "output/temporal", False)]
+    for flags, sentence in ((["--prompt", "a bear"], "--prompt: goes with --stage"),
+                            (["--output", "here"], "--output: goes with --stage")):
+        monkeypatch.setattr(sys, "argv", ["train.py", *flags])
+        with pytest.raises(UserError, match=sentence):
+            train.main()
+    assert len(ran) == 2

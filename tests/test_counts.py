@@ -66,7 +66,7 @@ def test_temporal_in_4_is_allowed_in_v2():
 
 
 def test_temporal_without_a_motion_module_is_refused():
-    with pytest.raises(UserError, match="LoRA layer 2: .* there is no motion module"):
+    with pytest.raises(UserError, match="LoRA layer 2: .* no motion module is loaded"):
         add_lora(full_size_unet(None), "temporal", (2,))
 
 

@@ -28,6 +28,7 @@ from customttt.files.lora_files import read_lora
 from customttt.files.random_model import random_model
 from customttt.files.save import save_model
 from customttt.lora import with_lora
+from customttt.model.motion import positional_encoding
 from customttt.model import config
 from customttt.run.options import check_size
 
@@ -315,7 +316,8 @@ REFUSALS = {
     "half a pair": ({f"{PEFT}.lora_A.weight": (2, 64)}, "lacks its down or its up"),
     "two in one": (WHOLE | {f"{PEFT}.lora.down.weight": (2, 64)}, "two LoRAs for one module"),
     "a bias": (WHOLE | {f"{PEFT}.lora_B.bias": (64,)}, "1 keys belong nowhere"),
-    "a checkpoint": ({"model.diffusion_model.conv_in.weight": (2, 2)}, "1 keys belong nowhere"),
+    "a checkpoint": ({"model.diffusion_model.conv_in.weight": (2, 2)}, "this is a Stable Diffusion 1.5 "
+                     "checkpoint; give it to --model: not a LoRA"),
     "text unasked": (WHOLE | {"lora_te_text_model_encoder_layers_0_mlp_fc1.lora_up.weight": (2, 2)},
                      "for a text encoder that was not given"),
     "only v2's mid": ({"mid_block.motion_modules.0.temporal_transformer.transformer_blocks.0."
@@ -393,7 +395,8 @@ def test_motion_module_files(name, version, table, frames, tmp_path):
     tensors = {keys.original_motion(name): p.detach() for name, p in unet.named_parameters()
                if keys.is_motion(name)}
     if table is not None:
-        tensors |= {key.replace("to_q.weight", "pos_encoder.pe"): torch.zeros(1, table, len(value))
+        tensors |= {key.replace("to_q.weight", "pos_encoder.pe"): positional_encoding(
+            table, len(value))[None]
                     for key, value in tensors.items() if key.endswith("to_q.weight")}
     path = write(tensors, tmp_path / "module.ckpt")
     read = read_motion_module(path).config

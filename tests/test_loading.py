@@ -232,13 +232,33 @@ def test_original_motion_module(model_folder, tmp_path, version, frames, trainin
     assert motion.heads == 8        # no motion file says how many; AnimateDiff has eight
 
 
-@pytest.mark.parametrize("version, detected", [(1, 3), (2, 2), (3, 3)])
-def test_motion_module_without_positions(model_folder, tmp_path, version, detected):
-    """AnimateLCM has a mid block and no positions. Without either, v1 cannot be told from v3."""
-    unet = random_model(version, seed=7).unet
-    file = save_as(original_motion(unet, pe=False), tmp_path / "mm.safetensors")
-    motion = load_model(model_folder, motion_module=file).unet.config.motion
-    assert (motion.version, motion.max_frames) == (detected, 32)
+@pytest.mark.parametrize("given, version, frames", [(None, 1, 24), (1, 1, 24), (3, 3, 32)])
+def test_motion_module_without_positions_or_mid_block(model_folder, tmp_path, given, version,
+                                                      frames):
+    """As AnimateDiff's train.py writes them today: version 1, unless --motion-version says else."""
+    file = save_as(original_motion(random_model(3, seed=7).unet, pe=False), tmp_path / "mm.ckpt")
+    with contextlib.nullcontext() if given else pytest.warns(UserWarning, match="as version 1"):
+        motion = load_model(model_folder, file, motion_version=given).unet.config.motion
+    assert (motion.version, motion.max_frames) == (version, frames)
+
+
+def test_motion_module_without_positions(model_folder, tmp_path, recwarn):
+    """AnimateLCM has a mid block and no positions."""
+    file = save_as(original_motion(random_model(2, seed=7).unet, pe=False), tmp_path / "mm.ckpt")
+    motion = load_model(model_folder, file).unet.config.motion
+    assert (motion.version, motion.max_frames) == (2, 32) and not recwarn.list
+    refused(lambda: load_model(model_folder, file, motion_version=1), file, "--motion-version 1",
+            "has a mid block")
+
+
+def test_positions_that_were_learned_are_refused(model_folder, tmp_path):
+    tensors = original_motion(random_model(3, seed=7).unet)
+    key = next(key for key in tensors if key.endswith(".pe"))
+    for dtype in (torch.float32, torch.float16, torch.bfloat16):
+        whole = {k: v.to(dtype) for k, v in tensors.items()}
+        load_model(model_folder, save_as(whole, tmp_path / "mm.safetensors"))
+    file = save_as(tensors | {key: tensors[key] + 0.1}, tmp_path / "mm.safetensors")
+    refused(lambda: load_model(model_folder, motion_module=file), file, key, "not the sinusoid")
 
 
 @pytest.mark.parametrize("version, frames", [(1, 24), (2, 32), (3, 32)])

@@ -12,7 +12,9 @@ from PIL import Image
 
 from customttt.errors import UserError
 from customttt.media.clips import WRITERS, check_ending, contact_sheet, write_video
-from customttt.media.images import find_files, read_image, read_video
+from customttt.media.find import find_files
+from customttt.media.images import read_image
+from customttt.media.videos import read_video
 
 RED, GREEN, BLUE, WHITE = (255, 0, 0), (0, 128, 0), (0, 0, 255), (255, 255, 255)
 CORNERS = {("top", "left"): RED, ("top", "right"): GREEN, ("bottom", "left"): BLUE,

@@ -12,8 +12,9 @@ import train
 from customttt import recipes
 from customttt.errors import UserError, writing
 from customttt.losses import noise_loss, spatial_loss
-from customttt.run.data import Job, add_data_flags, prepare_spatial
-from customttt.stages import STAGES, Stage
+from customttt.run.data import add_data_flags, prepare_spatial
+from customttt.run.stage import Job, Stage
+from customttt.stages import STAGES
 
 
 def inversion_step(unet, z, c, settings, draw, backward):
@@ -45,7 +46,7 @@ class Inversion(Stage):
 
 INVERSION = Inversion(
     "inversion", "embedding", recipes.Recipe(
-        full=recipes.SAMPLED | recipes.TRAINED | {
+        full=recipes.EVERYWHERE | recipes.TRAINING | {
             "steps": recipes.Setting(4, "a test"), "learning_rate": recipes.Setting(1e-3, "a test"),
             "pull": recipes.Setting(0.01, "a test")}, tiny=recipes.SMALL),
     add_data_flags, prepare_inversion, inversion_step, trained=(), rows=((),), motion=False)
@@ -69,7 +70,7 @@ def test_it_trains_its_own_parameters_and_resumes(run_inversion, tmp_path, capsy
     assert "pull" not in capsys.readouterr().out            # as in the recipe: nothing to say
     run_inversion("cut", "--steps", "2")
     assert torch.equal(run_inversion("cut", "--steps", "4", "--resume"), whole)
-    assert not torch.equal(run_inversion("other", "--pull", "10"), whole)    # the second loss counts
+    assert not torch.equal(run_inversion("other", "--pull", "10"), whole)   # the second loss
     assert (tmp_path / "whole" / "sheet-000004.png").exists()
 
 

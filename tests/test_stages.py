@@ -9,7 +9,7 @@ from customttt.diffusion import STEPS, add_noise, ddim_step, ddim_timesteps
 from customttt.draws import Draws, stream_seed
 from customttt.lion import Lion
 from customttt.lora import add_lora, lora_on, lora_parameters, with_lora
-from customttt.losses import debias, debiased_noise_loss, noise_loss
+from customttt.losses import debias, noise_loss
 from customttt.recipes import SPATIAL, TEMPORAL, TTT
 from customttt.run.data import Texts
 from customttt.run.loop import autocast
@@ -173,7 +173,7 @@ def reference_latents(step, monkeypatch, seed: int = 0) -> list[torch.Tensor]:
     drawn = []
     with monkeypatch.context() as patch:
         patch.setattr("customttt.stages.preservation_loss",
-                      lambda unet, z_f, *rest: drawn.append(z_f))
+                      lambda unet, z_ref, *rest: drawn.append(z_ref))
         step(Draws(seed), lambda loss: None)
     return drawn
 
@@ -248,7 +248,8 @@ def test_debiased_adds_the_debiased_term(model):
     with torch.no_grad():
         eps_hat = model.unet(add_noise(z, eps, t), t, text)
     assert plain == pytest.approx(noise_loss(eps_hat, eps).item(), rel=1e-6)
-    assert both[0] - plain == pytest.approx(debiased_noise_loss(eps_hat, eps, k).item(), rel=1e-5)
+    term = noise_loss(debias(eps_hat, k), debias(eps, k)).item()
+    assert both[0] - plain == pytest.approx(term, rel=1e-5)
 
 
 def test_sampling_takes_nine_prompts(model):

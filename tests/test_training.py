@@ -22,7 +22,8 @@ from customttt.errors import UserError
 from customttt.lora import add_lora
 from customttt.losses import noise_loss
 from customttt.media.clips import as_frames, write_video
-from customttt.media.images import read_image, read_video
+from customttt.media.images import read_image
+from customttt.media.videos import read_video
 from customttt.recipes import SPATIAL, TEMPORAL, TTT
 from customttt.run import loop
 from customttt.run.data import encode
@@ -168,8 +169,8 @@ def test_ctrl_c_before_the_first_step_can_be_resumed(run_stage, monkeypatch, tmp
 @pytest.mark.parametrize("flags, sentence", [
     (["--learning-rate", "0.002"], r"was started with learning_rate = 0\.001, not 0\.002"),
     (["--seed", "4"], "was started with seed = 3, not 4"),
-    (["--prompt", "a hare"], 'was started with prompt = "a bear", not "a hare"'),
-    (["--precision", "bf16"], 'was started with precision = "fp32", not "bf16"'),
+    (["--prompt", "a hare"], "was started with prompt = 'a bear', not 'a hare'"),
+    (["--precision", "bf16"], "was started with precision = 'fp32', not 'bf16'"),
     (["--steps", "1"], "--steps 1: the run in .* has done 2 already"),
 ])
 def test_resume_refuses_another_recipe(run_stage, tmp_path, flags, sentence):
@@ -227,14 +228,16 @@ def test_log_metadata_and_files(run_stage, tmp_path):
         assert line["loss"] > 0 and line["seconds"] > 0 and 0.1 < line["memory_gb"] < 10
     assert {path.name for path in tmp_path.iterdir()} == {
         "adapter.safetensors", "adapter-000001.safetensors", "adapter-000002.safetensors",
-        "checkpoint.pt", "log.jsonl", "sheet-000001.png", "sheet-000002.png"}
+        "checkpoint.pt", "log.jsonl", "sheet-000001.gif", "sheet-000001.png",
+        "sheet-000002.gif", "sheet-000002.png"}
     with safe_open(tmp_path / "adapter.safetensors", "pt") as file:
         metadata = file.metadata()
     recipe = json.loads(metadata.pop("recipe"))
     sums = [metadata.pop(f"{kind}_sha256") for kind in ("spatial", "temporal")]
     assert len(set(sums)) == 2 and all(len(each) == 64 for each in sums)
     assert metadata == {
-        "format": "pt", "kind": "joined", "rank": "4", "scale": "1", "step": "2",
+        "format": "pt", "kind": "joined", "scale": "1", "step": "2", "spatial_rank": "4",
+        "temporal_rank": "4",
         "base_model": "tiny", "prompt": "a bear is lifting weights",
         "spatial_layers": "[1, 7]", "spatial_prompt": "a bear",
         "appearance_prompt": "a bear is doing something", "temporal_layers": "[1, 7]",

@@ -1,19 +1,26 @@
 """`config.json` of a model folder, as Hugging Face writes it: read and written here alone."""
 
+import warnings
+from pathlib import Path
+
 from ..errors import UserError
-from ..model.config import MotionConfig, TextConfig, UNetConfig, VAEConfig
+from ..model.config import (ANIMATEDIFF_V1, ANIMATEDIFF_V2, ANIMATEDIFF_V3, MotionConfig,
+                            TextConfig, UNetConfig, VAEConfig)
+from .checks import divisible, number, shortened, whole, whole_list
 
 # What the code does and no config.json may contradict: key, accepted values.
 UNET_FIXED = {
-    "down_block_types": [["CrossAttnDownBlock2D"] * 3 + ["DownBlock2D"]],
-    "up_block_types": [["UpBlock2D"] + ["CrossAttnUpBlock2D"] * 3],
+    "down_block_types": [["CrossAttnDownBlock2D"] * 3 + ["DownBlock2D"],
+                         ["CrossAttnDownBlockMotion"] * 3 + ["DownBlockMotion"]],   # of AnimateDiff
+    "up_block_types": [["UpBlock2D"] + ["CrossAttnUpBlock2D"] * 3,
+                       ["UpBlockMotion"] + ["CrossAttnUpBlockMotion"] * 3],
     "layers_per_block": [2], "act_fn": ["silu"], "center_input_sample": [False],
     "flip_sin_to_cos": [True], "freq_shift": [0], "downsample_padding": [1], "norm_eps": [1e-5],
     "mid_block_scale_factor": [1], "use_linear_projection": [False, None],
     "class_embed_type": [None], "addition_embed_type": [None],
     "dual_cross_attention": [False, None], "only_cross_attention": [False, None],
     "resnet_time_scale_shift": ["default"],
-    "num_attention_heads": [None], "encoder_hid_dim": [None], "transformer_layers_per_block": [1],
+    "encoder_hid_dim": [None], "transformer_layers_per_block": [1],
 }
 VAE_FIXED = {"act_fn": ["silu"], "use_quant_conv": [True], "use_post_quant_conv": [True],
              "mid_block_add_attention": [True], "shift_factor": [None], "latents_mean": [None]}
@@ -22,37 +29,93 @@ MOTION_FIXED = {"motion_layers_per_block": [2], "motion_mid_block_layers_per_blo
                 "motion_transformer_layers_per_block": [1]}
 
 
+MOST_WIDE, MOST_HEADS, MOST_FRAMES, MOST_LEVELS = 2 ** 14, 2 ** 10, 2 ** 12, range(1, 9)
+
+
 def check_fixed(config: dict, fixed: dict, file: str) -> None:
     """Raise UserError where a config.json asks for an architecture that is not built here."""
     for key, accepted in fixed.items():
         if key in config and config[key] not in accepted:
-            raise UserError(f"{file}: {key} is {config[key]!r}, but this code builds Stable "
-                            f"Diffusion 1.5's architecture, where it is {accepted[0]!r}")
+            raise UserError(f"{file}: {key} is {shortened(config[key])}, but this code builds "
+                            f"Stable Diffusion 1.5's architecture, where it is {accepted[0]!r}")
+
+
+def of_other_model(config: dict) -> str | None:
+    """What a UNet's config.json is of, where it is not of Stable Diffusion 1.5."""
+    width = config.get("cross_attention_dim")
+    if config.get("addition_embed_type") == "text_time" or width == 2048:
+        return "Stable Diffusion XL"
+    if width == 1024:
+        return "Stable Diffusion 2"
+    return {9: "a model for inpainting", 8: "a model that edits images"}.get(
+        config.get("in_channels")) if isinstance(config.get("in_channels"), int) else None
 
 
 def unet_config(config: dict, motion: MotionConfig | None, file: str) -> UNetConfig:
+    if (other := of_other_model(config)) is not None:
+        raise UserError(f"{file}: this is {other}, and this code runs Stable Diffusion 1.5 and its "
+                        f"fine-tunes; give one of those to --model")
     check_fixed(config, UNET_FIXED, file)
-    return UNetConfig(channels=tuple(config["block_out_channels"]),
-                      latent_channels=config["in_channels"],
-                      text_width=config["cross_attention_dim"],
-                      heads=config["attention_head_dim"],   # the format's misnomer: it is a count
-                      groups=config["norm_num_groups"], motion=motion)
+    heads = config.get("num_attention_heads") or config.get("attention_head_dim")
+    four = range(4, 5)
+    made = UNetConfig(channels=whole_list(config, "block_out_channels", file, MOST_WIDE, four),
+                      latent_channels=whole(config, "in_channels", file, 64),
+                      text_width=whole(config, "cross_attention_dim", file, MOST_WIDE),
+                      # attention_head_dim is the format's misnomer: it is a count
+                      heads=whole({"attention_head_dim": heads}, "attention_head_dim", file,
+                                  MOST_HEADS),
+                      groups=whole(config, "norm_num_groups", file, MOST_HEADS), motion=motion)
+    divisible(made.channels, made.heads, "attention heads", file)
+    divisible(made.channels, made.groups, "groups", file)
+    if motion is not None:
+        divisible(made.channels, motion.heads, "attention heads of the motion module", file)
+    return made
 
 
 def vae_config(config: dict, file: str) -> VAEConfig:
     check_fixed(config, VAE_FIXED, file)
-    return VAEConfig(channels=tuple(config["block_out_channels"]),
-                     resnets=config["layers_per_block"], latent_channels=config["latent_channels"],
-                     groups=config["norm_num_groups"],
-                     scale=config.get("scaling_factor", 0.18215))   # absent from SD 1.5's own file
+    made = VAEConfig(channels=whole_list(config, "block_out_channels", file, MOST_WIDE,
+                                         MOST_LEVELS),
+                     resnets=whole(config, "layers_per_block", file, 16),
+                     latent_channels=whole(config, "latent_channels", file, 64),
+                     groups=whole(config, "norm_num_groups", file, MOST_HEADS),
+                     # absent from SD 1.5's own file
+                     scale=number(config, "scaling_factor", file, 1000, default=0.18215))
+    divisible(made.channels, made.groups, "groups", file)
+    return made
 
 
 def text_config(config: dict, file: str) -> TextConfig:
     check_fixed(config, TEXT_FIXED, file)
-    return TextConfig(vocabulary=config["vocab_size"], width=config["hidden_size"],
-                      layers=config["num_hidden_layers"], heads=config["num_attention_heads"],
-                      inner_width=config["intermediate_size"],
-                      length=config["max_position_embeddings"])
+    made = TextConfig(vocabulary=whole(config, "vocab_size", file, 2 ** 20),
+                      width=whole(config, "hidden_size", file, MOST_WIDE),
+                      layers=whole(config, "num_hidden_layers", file, 128),
+                      heads=whole(config, "num_attention_heads", file, MOST_HEADS),
+                      inner_width=whole(config, "intermediate_size", file, 4 * MOST_WIDE),
+                      length=whole(config, "max_position_embeddings", file, 4096, least=3))
+    divisible((made.width,), made.heads, "attention heads", file)
+    return made
+
+
+def check_schedule(config: dict, file: str) -> None:
+    """Raise UserError for a scheduler_config.json of a model that does not predict noise."""
+    predicts = config.get("prediction_type", "epsilon")
+    if predicts != "epsilon":
+        raise UserError(f"{file}: the model predicts {shortened(predicts)}, and this code is for "
+                        f"models that predict noise (epsilon); give one of those to --model")
+
+
+def motion_config(path: Path, mid: bool, length: int | None, version: int | None) -> MotionConfig:
+    """The version of a motion module with or without a mid block, with or without positions."""
+    if version is not None and mid != (version == 2):
+        raise UserError(f"--motion-version {version}: {path} has {'a' if mid else 'no'} mid block, "
+                        f"so it is {'' if mid else 'not '}version 2")
+    if version is None and length is None and not mid:
+        warnings.warn(f"{path}: does not tell its version; taken as version 1, for 24 frames, as "
+                      f"AnimateDiff's train.py writes it (else: --motion-version 3)", stacklevel=3)
+    if version is None:
+        version = 2 if mid else 1 if length in (None, ANIMATEDIFF_V1.max_frames) else 3
+    return {1: ANIMATEDIFF_V1, 2: ANIMATEDIFF_V2, 3: ANIMATEDIFF_V3}[version]
 
 
 def text_json(config: TextConfig) -> dict:

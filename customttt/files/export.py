@@ -17,7 +17,7 @@ from torch import Tensor
 from ..errors import UserError, run, writing
 from . import keys
 from .lora_files import find_lora, public_stem, split_key
-from .reading import read_metadata, read_tensors
+from .reading import floating, read_metadata, read_tensors, sort_metadata
 
 Pairs = dict[str, dict[str, Tensor]]        # our name of a module -> its "down" and its "up"
 
@@ -114,9 +114,11 @@ def export(lora: str | Path, target: str, output: str | Path | None = None) -> d
             file = folder / f"{stem}.{target}{form.ending}"
             with writing(file) as temporary:
                 if file.suffix == ".ckpt":      # AnimateDiff reads LoRAs with torch.load alone
-                    torch.save({"state_dict": form.layout(part)}, temporary)
+                    with temporary.open("wb") as opened:        # by its name, its bytes would vary
+                        torch.save({"state_dict": form.layout(part)}, opened)
                 else:
                     save_file(form.layout(part), temporary, read_metadata(path) | metadata)
+                    sort_metadata(temporary)
             written[file] = form.how.format(file=file)
     return written
 
@@ -128,7 +130,7 @@ def read_pairs(path: Path) -> Pairs:
         name, part = split_key(key)
         if not name.startswith("layers.") or part == "alpha":
             raise UserError(f"{path}: not a LoRA that train.py wrote ({key})")
-        pairs.setdefault(name, {})[part] = tensor
+        pairs.setdefault(name, {})[part] = floating(tensor, "cpu", tensor.dtype, key, path)
     if not pairs or any(len(pair) < 2 for pair in pairs.values()):
         raise UserError(f"{path}: not a whole LoRA; train it again")
     return pairs

@@ -152,6 +152,12 @@ def public_text(name: str) -> str:
         "final_norm.": "final_layer_norm."})
 
 
+def full_text_key(key: str) -> str:
+    """transformers 5 and some checkpoints leave `text_model.` out; a stranger's key stays."""
+    return re.sub(r"^(cond_stage_model\.transformer\.)?(?=(embeddings|encoder|final_layer_norm)\.)",
+                  r"\1text_model.", key)
+
+
 def original_text(name: str) -> str:
     return "cond_stage_model.transformer." + public_text(name)
 

@@ -9,14 +9,17 @@ from torch import Tensor, nn
 
 from ..errors import UserError
 from ..model.clip import TextEncoder
-from ..model.config import (ANIMATEDIFF_V1, ANIMATEDIFF_V2, ANIMATEDIFF_V3, SD15_TEXT, SD15_UNET,
-                            SD15_VAE, MotionConfig)
+from ..model.config import ANIMATEDIFF_V3, SD15_TEXT, SD15_UNET, SD15_VAE, MotionConfig
 from ..model.model import Model
+from ..model.motion import positional_encoding
 from ..model.unet import UNet
 from ..model.vae import VAE
 from . import keys
-from .configs import MOTION_FIXED, check_fixed, text_config, unet_config, vae_config
-from .reading import Stored, fill, read_json, read_weights
+from .checks import whole
+from .configs import (MOST_FRAMES, MOST_HEADS, MOST_WIDE, MOTION_FIXED, check_fixed,
+                      check_schedule, motion_config, text_config, unet_config, vae_config)
+from .diagnose import refuse_other, refuse_unlike
+from .reading import Stored, fill, floating, read_json, read_weights
 from .tokenizers import read_tokenizer
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"     # of unet/, vae/ and motion_adapter/
@@ -24,26 +27,31 @@ WEIGHTS = "diffusion_pytorch_model.safetensors"     # of unet/, vae/ and motion_
 
 def load_model(path: str | Path, motion_module: str | Path | None = None,
                device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32,
-               vae: str | Path | None = None) -> Model:
+               vae: str | Path | None = None, motion_version: int | None = None) -> Model:
     """Load a model folder (Hugging Face layout) or a single-file checkpoint (original layout).
 
-    `motion_module`: a motion file or folder; without it the model folder's `motion_adapter/` is
-    taken, and where there is none the UNet is an image model. `vae`: a VAE file or folder in place
-    of the model's own. Parts are built on "meta" and filled from memory-mapped files, so peak
-    memory is about the weights. Raises UserError.
+    `motion_module`: a motion file or folder; without it the motion modules in the model folder are
+    taken (`motion_adapter/`, or inside `unet/` in a folder of AnimateDiffPipeline), and where there
+    are none the UNet is an image model. `motion_version`: 1, 2 or 3, where the motion file does not
+    tell. `vae`: a VAE file or folder in place of the model's own. Parts are built on "meta" and
+    filled from memory-mapped files, so peak memory is about the weights. Raises UserError.
     """
     path = Path(path)
-    if motion_module is None and (path / "motion_adapter").is_dir():
-        motion_module = path / "motion_adapter"
-    motion = None if motion_module is None else read_motion_module(motion_module)
+    if motion_module is None:
+        motion_module = _own_motion(path)
+    elif not Path(motion_module).exists():
+        raise UserError(f"{motion_module}: no such file or folder")
+    motion = (None if motion_module is None else
+              read_motion_module(motion_module, motion_version))
     if path.is_dir():
         text_part, vae_part, unet_part = _folder_parts(path, motion)
     elif path.is_file():
-        text_part, vae_part, unet_part = _checkpoint_parts(path, motion)
+        text_part, vae_part, unet_part = _checkpoint_parts(path, motion, needs_vae=vae is None)
     else:
         raise UserError(f"{path}: no such model folder or checkpoint file")
     if vae is not None:
         vae_part = _other_vae(Path(vae), vae_part.module)
+    _check_together(path, text_part.module, vae_part.module, unet_part.module)
 
     for part in (text_part, vae_part, unet_part):
         fill(part.module, part.tensors, part.public, part.file, device, dtype, keys.is_image)
@@ -51,7 +59,8 @@ def load_model(path: str | Path, motion_module: str | Path | None = None,
     if motion is not None:
         fill(unet_part.module, motion.tensors, motion.public, motion.file, device, dtype,
              keys.is_motion)
-    tokenizer = read_tokenizer(_tokenizer_folder(path), text_part.module.config.length)
+    config = text_part.module.config
+    tokenizer = read_tokenizer(_tokenizer_folder(path), config.length, config.vocabulary)
     return Model(path.stem if path.is_file() else path.resolve().name, tokenizer,
                  text_part.module, vae_part.module, unet_part.module, torch.device(device), dtype)
 
@@ -76,61 +85,108 @@ class MotionFile:
     file: str
 
 
-def read_motion_module(path: str | Path) -> MotionFile:
+def read_motion_module(path: str | Path, version: int | None = None) -> MotionFile:
     """Read a motion module, in AnimateDiff's own layout or in diffusers'; v1, v2 or v3.
 
-    A mid block means version 2; else positions for 24 frames mean version 1. A file without them
-    (AnimateLCM's, which has a mid block) is taken to be made for 32, as version 2 and 3 are.
-    Training checkpoints are taken too: `module.` is stripped and the image UNet in them ignored.
+    A mid block means version 2, other positions than for 24 frames version 3. A file that has
+    neither is version 1, as AnimateDiff's train.py writes it, unless `version` says otherwise; with
+    a mid block alone it is made for 32 frames (AnimateLCM). Training checkpoints are taken too:
+    `module.` is stripped and the image UNet in them ignored.
     """
-    folder, heads, length = Path(path), ANIMATEDIFF_V3.heads, None
-    if folder.is_dir():
-        config = read_json(folder / "config.json")
-        check_fixed(config, MOTION_FIXED, str(folder / "config.json"))
-        heads = config.get("motion_num_attention_heads", heads)
-        length = config.get("motion_max_seq_length")
-        path = _weight_file(folder, WEIGHTS)
-    tensors = {key.removeprefix("module."): value for key, value in read_weights(path).items()}
-    tensors = {key: value for key, value in tensors.items() if keys.is_motion(key)}
-    if not tensors:
+    path, heads, length = Path(path), ANIMATEDIFF_V3.heads, None
+    if path.is_dir():
+        config, file = read_json(path / "config.json"), str(path / "config.json")
+        check_fixed(config, MOTION_FIXED, file)
+        heads = whole(config, "motion_num_attention_heads", file, MOST_HEADS, default=heads)
+        if config.get("motion_max_seq_length") is not None:
+            length = whole(config, "motion_max_seq_length", file, MOST_FRAMES)
+        path = _weight_file(path, WEIGHTS)
+    every = {key.removeprefix("module."): value for key, value in read_weights(path).items()}
+    tensors = {key: value for key, value in every.items() if keys.is_motion(key)}
+    if not tensors or any("lora" in key for key in tensors):
+        refuse_other(path, every, "no motion module in it")
         raise UserError(f"{path}: no motion module in it (no key contains motion_modules)")
     original = any(".temporal_transformer." in key for key in tensors)
-    length = max((v.shape[1] for k, v in tensors.items() if k.endswith(".pe")), default=length)
-    config = (ANIMATEDIFF_V2 if any(key.startswith("mid_block.") for key in tensors) else
-              ANIMATEDIFF_V1 if length == ANIMATEDIFF_V1.max_frames else ANIMATEDIFF_V3)
-    config = MotionConfig(config.version, length or config.max_frames, heads)
-    return MotionFile(config, tensors, keys.original_motion if original else keys.diffusers_unet,
-                      str(path))
+    length = _positions(path, tensors) or length
+    config = motion_config(path, any(key.startswith("mid_block.") for key in tensors), length,
+                           version)
+    return MotionFile(MotionConfig(config.version, length or config.max_frames, heads), tensors,
+                      keys.original_motion if original else keys.diffusers_unet, str(path))
+
+
+def _positions(path: Path, tensors: dict[str, Tensor | Stored]) -> int | None:
+    """How many frames the tables of positions are for, if any. UserError if not sinusoids."""
+    lengths = set()
+    for key, table in tensors.items():
+        if not key.endswith(".pe"):
+            continue
+        if len(table.shape) != 3 or not (table.shape[0] == 1 and 0 < table.shape[1] <= MOST_FRAMES
+                                         and 0 < table.shape[2] <= MOST_WIDE):
+            raise UserError(f"{path}: {key} has the shape {tuple(table.shape)}, and is no table of "
+                            f"positions; fetch the file again")
+        lengths.add(table.shape[1])
+        if isinstance(table, Tensor) and table.is_meta:     # of a test: shapes alone
+            continue
+        stored = floating(table, "cpu", torch.float32, key, path)
+        right = positional_encoding(stored.shape[1], stored.shape[2])
+        if right.shape != stored.shape[1:] or (stored[0] - right).abs().max() > 0.02:
+            raise UserError(f"{path}: its table of positions ({key}) is not the sinusoid that is "
+                            f"computed here; give another motion module")
+    if len(lengths) > 1:
+        raise UserError(f"{path}: its tables of positions are for {sorted(lengths)} frames, and "
+                        f"should be of one length; fetch the file again")
+    return max(lengths, default=None)
+
+
+def _own_motion(path: Path) -> Path | None:
+    """Where a model folder has motion modules of its own."""
+    unet = path / "unet" / "config.json"
+    if unet.is_file() and read_json(unet).get("_class_name") == "UNetMotionModel":
+        return path / "unet"
+    return path / "motion_adapter" if (path / "motion_adapter").is_dir() else None
+
+
+def _check_together(path: Path, text: TextEncoder, vae: VAE, unet: UNet) -> None:
+    """Raise UserError for parts of different models."""
+    if text.config.width != unet.config.text_width:
+        raise UserError(f"{path}: its UNet reads text of width {unet.config.text_width}, its text "
+                        f"encoder writes {text.config.width}: parts of two models; fetch it again")
+    if vae.config.latent_channels != unet.config.latent_channels:
+        raise UserError(f"{path}: its UNet has {unet.config.latent_channels} latent channels, its "
+                        f"VAE {vae.config.latent_channels}: parts of two models; fetch it again")
 
 
 def _folder_parts(path: Path, motion: MotionFile | None) -> tuple[Part, Part, Part]:
     """Text encoder, VAE and UNet of a model folder."""
     configs = {part: path / part / "config.json" for part in ("text_encoder", "vae", "unet")}
+    if (schedule := path / "scheduler" / "scheduler_config.json").is_file():
+        check_schedule(read_json(schedule), str(schedule))
     for part, file in configs.items():
         if not file.is_file():
+            lora = next(path.glob("*lora*.safetensors"), None)
+            if lora is not None:
+                raise UserError(f"{path}: this is a LoRA ({lora.name}), not a model folder; give "
+                                f"it to --lora")
             raise UserError(f"{path}: no {part}/config.json in it; a model folder has tokenizer/, "
                             f"text_encoder/, vae/ and unet/, as on Hugging Face")
     with torch.device("meta"):
-        text_encoder = TextEncoder(_configured(text_config, configs["text_encoder"]))
-        vae = VAE(_configured(vae_config, configs["vae"]))
-        unet = UNet(_configured(unet_config, configs["unet"], motion and motion.config))
+        unet = UNet(unet_config(read_json(configs["unet"]), motion and motion.config,
+                                str(configs["unet"])))
+        text_encoder = TextEncoder(text_config(read_json(configs["text_encoder"]),
+                                               str(configs["text_encoder"])))
+        vae = VAE(vae_config(read_json(configs["vae"]), str(configs["vae"])))
     text_file = _weight_file(path / "text_encoder", "model.safetensors")
     vae_file, unet_file = (_weight_file(path / part, WEIGHTS) for part in ("vae", "unet"))
-    return (Part(text_encoder, read_weights(text_file), keys.public_text, str(text_file)),
+    text = {keys.full_text_key(key): value for key, value in read_weights(text_file).items()}
+    image = {k: v for k, v in read_weights(unet_file).items() if keys.is_image(k)}
+    return (Part(text_encoder, text, keys.public_text, str(text_file)),
             Part(vae, _modern(read_weights(vae_file)), keys.diffusers_vae, str(vae_file)),
-            Part(unet, read_weights(unet_file), keys.diffusers_unet, str(unet_file)))
+            Part(unet, image, keys.diffusers_unet, str(unet_file)))
 
 
 def _modern(tensors: dict[str, Tensor | Stored]) -> dict[str, Tensor | Stored]:
     """A VAE's tensors in diffusers' layout, its attention under the present names."""
     return {keys.modern_vae_key(key): value for key, value in tensors.items()}
-
-
-def _configured(read, file: Path, *others):
-    try:
-        return read(read_json(file), *others, file=str(file))
-    except KeyError as error:
-        raise UserError(f"{file}: lacks the entry {error}") from error
 
 
 def _weight_file(folder: Path, name: str) -> Path:
@@ -143,15 +199,21 @@ def _weight_file(folder: Path, name: str) -> Path:
     raise UserError(f"{folder}: no weights here; put {name} there")
 
 
-def _checkpoint_parts(path: Path, motion: MotionFile | None) -> tuple[Part, Part, Part]:
+def _checkpoint_parts(path: Path, motion: MotionFile | None,
+                      needs_vae: bool) -> tuple[Part, Part, Part]:
     """Text encoder, VAE and UNet of a single-file checkpoint of Stable Diffusion 1.5."""
     tensors = read_weights(path)
+    first = next(iter(tensors.values()), None)
+    refuse_unlike(path, tensors, first.file.metadata() if isinstance(first, Stored) else {})
+    tensors = {keys.full_text_key(key): value for key, value in tensors.items()}
     image = {k: v for k, v in tensors.items() if k.startswith("model.diffusion_model.")}
     vae_tensors = {k: v for k, v in tensors.items() if k.startswith("first_stage_model.")}
-    if not image:
-        raise UserError(f"{path}: not a Stable Diffusion checkpoint (no model.diffusion_model.* in "
-                        f"it); a motion module goes into --motion-module, a LoRA into --lora")
+    if not vae_tensors and needs_vae:
+        raise UserError(f"{path}: no VAE in it; give one to --vae (of Stable Diffusion 1.5)")
     others = {k: v for k, v in tensors.items() if k not in image and k not in vae_tensors}
+    if not any(key.startswith("cond_stage_model.") for key in others):
+        raise UserError(f"{path}: no text encoder in it; fetch the whole checkpoint, or give a "
+                        f"model folder to --model")
     with torch.device("meta"):
         unet = UNet(replace(SD15_UNET, motion=motion and motion.config))
         return (Part(TextEncoder(SD15_TEXT), others, keys.original_text, str(path)),
@@ -167,7 +229,8 @@ def _other_vae(path: Path, own: VAE) -> Part:
     """
     config, file = own.config, path
     if path.is_dir():
-        config, file = _configured(vae_config, path / "config.json"), _weight_file(path, WEIGHTS)
+        config = vae_config(read_json(path / "config.json"), str(path / "config.json"))
+        file = _weight_file(path, WEIGHTS)
     if (config.scale, config.latent_channels) != (own.config.scale, own.config.latent_channels):
         raise UserError(f"{path}: a VAE for other latents ({config.latent_channels} channels, "
                         f"scale {config.scale}) than the model's ({own.config.latent_channels}, "
@@ -180,6 +243,7 @@ def _other_vae(path: Path, own: VAE) -> Part:
     elif any(key.startswith("encoder.down.") for key in tensors):
         tensors = {prefix + k: v for k, v in tensors.items() if not keys.is_dropped(k)}
     else:
+        refuse_other(file, tensors, "no VAE in it", accepted="a VAE")
         raise UserError(f"{file}: no VAE in it (no key begins with encoder.down)")
     with torch.device("meta"):
         return Part(VAE(config), tensors, public, str(file))

@@ -5,10 +5,12 @@ and `up`. Layouts differ in what they call the module (the stem) and the two ten
 """
 
 import json
+import math
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -17,7 +19,9 @@ from ..lora import put_lora, with_lora
 from ..model.clip import TextEncoder
 from ..model.unet import UNet
 from . import keys
-from .reading import read_json, read_metadata, read_tensors
+from .diagnose import kind_of
+from .peft import peft_config, peft_scale
+from .reading import floating, read_metadata, read_tensors, sort_metadata
 
 # What follows a module's name (the stem) in a key, once `.processor` is taken out of it.
 PARTS = {
@@ -38,6 +42,9 @@ REFUSED = {
     r"^lora_te[12]_|^text_encoder_2\.|transformer_blocks[._][1-9]|add_embedding|label_emb":
         "a LoRA for SDXL or another larger model",
 }
+
+IN_FOLDERS = ("adapter.safetensors", "pytorch_lora_weights.safetensors",
+              "pytorch_lora_weights.bin", "adapter_model.safetensors", "adapter_model.bin")
 
 
 @dataclass
@@ -82,10 +89,11 @@ def save_lora(unet: UNet, path: str | Path, metadata: dict | None = None,
                 tensors[f"{target}.lora_up.weight"] = up.cpu().contiguous()
     if not tensors:
         raise ValueError(f"no LoRA called {' or '.join(names)} to save: add_lora comes first")
-    text = {key: value if isinstance(value, str) else json.dumps(value)
-            for key, value in (metadata or {}).items()}
+    text = {key: (value if isinstance(value, str) else json.dumps(value)).encode(
+        "utf-8", "replace").decode() for key, value in (metadata or {}).items()}
     with writing(path) as temporary:
         save_file(tensors, temporary, metadata={"format": "pt"} | text)
+        sort_metadata(temporary)
 
 
 def load_lora(unet: UNet, path: str | Path, scale: float = 1.0, name: str | None = None,
@@ -115,9 +123,11 @@ def _free_name(module: nn.Module, stem: str) -> str:
 
 
 def find_lora(path: str | Path, flag: str, instead: str = "") -> Path:
-    """The LoRA file that is meant: a folder that train.py wrote means its adapter.safetensors."""
+    """The LoRA file that is meant: of a folder, the one that train.py, diffusers or peft wrote."""
     path = Path(path)
-    file = path / "adapter.safetensors" if path.is_dir() else path
+    file = next(filter(Path.is_file, map(path.joinpath, IN_FOLDERS)), path)
+    if path.is_dir() and file == path and (path / "unet").is_dir():
+        raise UserError(f"{flag} {path}: this is a model folder, not a LoRA; give it to --model")
     if not file.is_file():
         raise UserError(f"{flag} {path}: no LoRA file there; name one, or a folder that train.py "
                         f"wrote" + (f", or {instead}" if instead else ""))
@@ -143,9 +153,9 @@ def read_lora(path: str | Path, unet: UNet, text_encoder: TextEncoder | None = N
             modules[targets[stem]][part] = tensor
     if not modules and not unknown:
         raise UserError(f"{path}: no tensors in it")
-    file = LoRAFile(metadata=read_metadata(path) if path.suffix == ".safetensors" else {})
-    file.notes = _explain_unknown(path, unknown, bool(modules), unet)
-    config = _peft_config(path, file)
+    file = LoRAFile(metadata=read_metadata(path))
+    file.notes = _explain_unknown(path, unknown, tensors, unet, bool(modules))
+    config = peft_config(path, file.metadata, file.notes)
     for (where, target), parts in modules.items():
         base = _module(unet if where == "unet" else text_encoder, target)
         getattr(file, where)[target] = _pair(path, parts, base.weight, config)
@@ -207,62 +217,49 @@ def _module(root: nn.Module, name: str) -> nn.Module:
 
 
 def _pair(path: Path, parts: dict, weight: Tensor, config: dict) -> Pair:
-    """Check one module's tensors against its weight; work out the scale."""
+    """Check one module's tensors against its weight, shapes before values; work out the scale."""
     stem = parts["stem"]
     if not {"down", "up"} <= parts.keys():
         raise UserError(f"{path}: {stem} lacks its down or its up tensor: the file is not whole")
-    down, up = parts["down"].float(), parts["up"].float()
-    rank = len(down)
-    if down.numel() != rank * weight[0].numel() or up.numel() != rank * len(weight):
+    down, up = parts["down"], parts["up"]
+    rank = down.shape[0] if down.ndim else 0
+    if (rank == 0 or down.numel() != rank * weight[0].numel() or up.numel() != rank * len(weight)
+            or up.shape[:2] != (len(weight), rank)):
         raise UserError(f"{path}: a LoRA for another model: at {stem} its shapes are "
                         f"{tuple(up.shape)} x {tuple(down.shape)}, the weight is "
                         f"{tuple(weight.shape)}")
-    scale = parts["alpha"].item() / rank if "alpha" in parts else _peft_scale(config, stem, rank)
-    return Pair(down, up, scale)
+    down, up = (floating(tensor, "cpu", torch.float32, f"{stem} ({part})", path)
+                for part, tensor in (("down", down), ("up", up)))
+    if "alpha" not in parts:
+        return Pair(down, up, peft_scale(config, stem, rank, str(path)))
+    alpha = parts["alpha"]
+    if alpha.numel() != 1 or alpha.is_complex() or not math.isfinite(alpha.item()):
+        raise UserError(f"{path}: the alpha of {stem} is no finite number; fetch the file again")
+    return Pair(down, up, alpha.item() / rank)
 
 
-def _peft_config(path: Path, file: LoRAFile) -> dict:
-    """peft's settings of a file: diffusers writes them into its metadata, peft beside the file.
-
-    diffusers' save_lora_weights puts `unet.` and `text_encoder.` before each setting (and each
-    key), its save_lora_adapter nothing; both write all of peft's LoraConfig as JSON.
-    """
-    beside = path.with_name("adapter_config.json")
-    if "lora_adapter_metadata" in file.metadata:
-        try:
-            return json.loads(file.metadata["lora_adapter_metadata"])
-        except ValueError as error:
-            raise UserError(f"{path}: its lora_adapter_metadata is not JSON ({error})") from error
-    if path.stem == "adapter_model" and beside.is_file():
-        return read_json(beside)
-    if path.stem == "adapter_model":
-        file.notes.append(f"no {beside.name} beside it, so its alpha is taken to be its rank")
-    return {}
-
-
-def _peft_scale(config: dict, stem: str, rank: int) -> float:
-    """alpha / rank (rsLoRA: / sqrt(rank)); alpha_pattern goes before lora_alpha, as in peft."""
-    part = "text_encoder." if stem.startswith("text_encoder.") else "unet."
-    config = {key.removeprefix(part): value for key, value in config.items()}
-    alpha = next((value for pattern, value in (config.get("alpha_pattern") or {}).items()
-                  if re.match(rf"(.*\.)?({pattern})$", stem.removeprefix(part))),
-                 config.get("lora_alpha", rank))
-    return alpha / (rank ** 0.5 if config.get("use_rslora") else rank)
-
-
-def _explain_unknown(path: Path, unknown: list[str], some_known: bool, unet: UNet) -> list[str]:
+def _explain_unknown(path: Path, unknown: list[str], tensors: dict[str, Tensor], unet: UNet,
+                     some_known: bool) -> list[str]:
     """Sentences on what may be left out by name; UserError for anything else."""
+    bundled = [re.match(r"bundle_emb\.([^.]+)\.", key) for key in unknown]
+    notes = [f"its embedding {name} is left out: this code uses none"
+             for name in sorted({found[1] for found in bundled if found})]
+    unknown = [key for key, found in zip(unknown, bundled) if not found]
     if not unknown:
-        return []
+        return notes
     motion = unet.config.motion
     if motion is None and all("motion_modules" in key for key in unknown):
         raise UserError(f"{path}: a motion LoRA, but no motion module is loaded; give "
                         f"--motion-module")
     if some_known and all("mid_block.motion_modules." in key for key in unknown):
-        return [f"{len(unknown)} tensors for the mid layer's motion module left out: this LoRA was "
-                f"made for version 2, which has one, and the model's is version {motion.version}"]
+        return [*notes, f"{len(unknown)} tensors for the mid layer's motion module left out: this "
+                f"LoRA was made for version 2, which has one, and the model's is version "
+                f"{motion.version}"]
     if all(re.match(r"lora_te_|text_encoder\.|(text_model\.)?encoder\.", key) for key in unknown):
         raise UserError(f"{path}: {len(unknown)} tensors are for a text encoder that was not given "
                         f"or is another one ({unknown[0]}, ...)")
+    kind = kind_of(tensors)
+    if kind is not None and kind[0] not in ("a LoRA", "a motion LoRA"):
+        path = f"{path}: this is {kind[0]}; {kind[1]}"
     raise UserError(f"{path}: not a LoRA for this model: {len(unknown)} keys belong nowhere "
                     f"({', '.join(unknown[:3])}{', ...' if len(unknown) > 3 else ''})")

@@ -1,6 +1,7 @@
 """Weight files and JSON: memory-mapped, no code unpickled, every failure one sentence."""
 
 import json
+import math
 import pickle
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -10,15 +11,25 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from ..errors import UserError, writing
+from ..errors import UserError, in_words, writing
 from . import keys
+from .checks import shortened
+
+
+PICKLED = (b"PK", b"\x80")      # how a file of torch.save begins: a zip file, or a pickle
+FLOATS = {"F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2"}     # as safetensors calls them
 
 
 def read_json(path: Path) -> dict:
+    """The object in a JSON file. Raises UserError for anything else."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: cannot be read as JSON ({error}); fetch it again") from error
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"{path}: cannot be read as JSON ({in_words(error)}); fetch it "
+                        f"again") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: holds {shortened(content)}, not named entries; fetch it again")
+    return content
 
 
 def write_json(content: dict, path: Path) -> None:
@@ -27,28 +38,53 @@ def write_json(content: dict, path: Path) -> None:
                              encoding="utf-8")
 
 
+def is_safetensors(path: Path) -> bool:
+    """By content: people call such files .ckpt, and others .safetensors."""
+    if not path.is_file():
+        raise UserError(f"{path}: no such file")
+    with path.open("rb") as file:
+        head = file.read(9)
+    return head[8:] == b"{" or path.suffix == ".safetensors" and not head.startswith(PICKLED)
+
+
 def read_metadata(path: str | Path) -> dict[str, str]:
-    """The metadata of a safetensors file."""
+    """The metadata of a safetensors file; none of another."""
+    if not is_safetensors(Path(path)):
+        return {}
     with _open_safetensors(Path(path)) as file:
         return file.metadata() or {}
 
 
 def read_tensors(path: str | Path) -> dict[str, Tensor]:
-    """Name -> tensor of a .safetensors, or of a .ckpt, .pt, .pth or .bin file.
+    """Name -> tensor of a safetensors file, or of one that torch.save wrote.
 
     Tensors are views of the memory-mapped file: nothing is copied until it is used.
     """
     path = Path(path)
-    if not path.is_file():
-        raise UserError(f"{path}: no such file")
-    if path.suffix == ".safetensors":
+    if is_safetensors(path):
         with _open_safetensors(path) as file:
             return {key: file.get_tensor(key) for key in file.keys()}
     content = _unpickle(path)
     content = content.get("state_dict", content) if isinstance(content, Mapping) else content
     if not isinstance(content, Mapping):
-        raise UserError(f"{path}: holds no state dict of tensors")
-    return {key: value for key, value in content.items() if isinstance(value, Tensor)}
+        raise UserError(f"{path}: holds no state dict of tensors; fetch it again")
+    inner = {f"{name}.{key}": value for name, some in content.items() if isinstance(some, Mapping)
+             for key, value in some.items()}        # of embeddings: string_to_param
+    tensors = {key: value for key, value in content.items() if isinstance(value, Tensor)} or inner
+    return {key: value for key, value in tensors.items()
+            if isinstance(key, str) and isinstance(value, Tensor)}
+
+
+def sort_metadata(path: Path) -> None:
+    """Put a safetensors file's metadata in order, in place: they are written in a random one."""
+    with path.open("rb+") as file:
+        length = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(length))
+        header["__metadata__"] = dict(sorted(header.get("__metadata__", {}).items()))
+        text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+        if len(text) <= length:     # as it is, but for the order; the rest is filled with spaces
+            file.seek(8)
+            file.write(text.ljust(length))
 
 
 class WeightFile:
@@ -60,6 +96,9 @@ class WeightFile:
 
     def __init__(self, path: Path):
         self.path, self.file, self.bytes = path, _open_safetensors(path), 0
+
+    def metadata(self) -> dict[str, str]:
+        return self.file.metadata() or {}
 
     def read(self, key: str) -> Tensor:
         if self.bytes > 2 ** 25:
@@ -76,6 +115,11 @@ class Stored:
     file: WeightFile
     key: str
     shape: tuple[int, ...]
+    layout = torch.strided
+
+    @property
+    def is_floating(self) -> bool:
+        return self.file.file.get_slice(self.key).get_dtype() in FLOATS
 
     def to(self, device: torch.device | str, dtype: torch.dtype) -> Tensor:
         return self.file.read(self.key).to(device=device, dtype=dtype)
@@ -84,7 +128,7 @@ class Stored:
 def read_weights(path: str | Path) -> dict[str, Tensor | Stored]:
     """As `read_tensors`, for `fill`, which takes one tensor at a time."""
     path = Path(path)
-    if path.suffix != ".safetensors":
+    if not is_safetensors(path):
         return read_tensors(path)
     file = WeightFile(path)
     return {key: Stored(file, key, tuple(file.file.get_slice(key).get_shape()))
@@ -97,15 +141,15 @@ def _open_safetensors(path: Path):
     except FileNotFoundError as error:
         raise UserError(f"{path}: no such file") from error
     except (SafetensorError, OSError) as error:
-        raise UserError(f"{path}: not a whole safetensors file ({error}); fetch it "
+        raise UserError(f"{path}: not a whole safetensors file ({in_words(error)}); fetch it "
                         f"again") from error
 
 
 def _unpickle(path: Path):
     """torch.load that accepts tensors and plain containers only."""
     with path.open("rb") as file:
-        if file.read(1) not in (b"P", b"\x80"):     # as a zip file or a pickle begins
-            raise UserError(f"{path}: not a PyTorch file; fetch it again")
+        if not file.read(2).startswith(PICKLED):
+            raise UserError(f"{path}: neither a safetensors nor a PyTorch file; fetch it again")
     try:
         try:
             return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
@@ -115,7 +159,8 @@ def _unpickle(path: Path):
         raise UserError(f"{path}: refused, because it holds more than tensors, and unpickling that "
                         f"could run code; use the .safetensors file of this model") from error
     except Exception as error:
-        raise UserError(f"{path}: not a whole PyTorch file ({error}); fetch it again") from error
+        raise UserError(f"{path}: not a whole PyTorch file ({in_words(error)}); fetch it "
+                        f"again") from error
 
 
 def fill(module: nn.Module, tensors: Mapping[str, Tensor | Stored], public: Callable[[str], str],
@@ -142,10 +187,24 @@ def fill(module: nn.Module, tensors: Mapping[str, Tensor | Stored], public: Call
             wrong.append(f"{key} {tuple(tensor.shape)}, needed {tuple(shape)}")
             continue
         owner, _, leaf = name.rpartition(".")
-        value = tensor.to(device=device, dtype=dtype).reshape(shape)
+        value = floating(tensor, device, dtype, key, file).reshape(shape)
         setattr(module.get_submodule(owner), leaf, nn.Parameter(value, requires_grad=False))
     if wrong:
         raise UserError(f"{file}: {_listed('wrong shapes', wrong)}")
+
+
+def floating(tensor: Tensor | Stored, device: torch.device | str, dtype: torch.dtype, key: str,
+             file: str | Path) -> Tensor:
+    """The tensor on a device, in a dtype. UserError if it holds other than finite numbers."""
+    plain = tensor.is_floating if isinstance(tensor, Stored) else tensor.is_floating_point()
+    if not plain or tensor.layout != torch.strided:
+        raise UserError(f"{file}: {key} holds no plain floating-point numbers; fetch the file "
+                        f"again")
+    value = tensor.to(device=device, dtype=dtype)
+    if value.numel() and not value.is_meta and not all(map(math.isfinite, value.aminmax())):
+        raise UserError(f"{file}: {key} is not finite in {str(dtype).removeprefix('torch.')}; "
+                        f"fetch the file again, or try --precision fp32")
+    return value
 
 
 def _listed(what: str, items: list[str]) -> str:

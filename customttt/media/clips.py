@@ -1,5 +1,6 @@
 """Clips out: uint8 frames (f H W 3) -> .mp4, .gif, animated .webp, or a .png contact sheet."""
 
+import math
 from collections.abc import Sequence
 from fractions import Fraction
 from pathlib import Path
@@ -20,9 +21,21 @@ def check_ending(path: str | Path) -> None:
         raise UserError(f"--output {path}: the ending must say the format: {', '.join(WRITERS)}")
 
 
+def check_fps(path: str | Path, fps: float) -> None:
+    """Raise UserError unless the format that the ending names can hold this many frames a second.
+
+    A GIF counts in 1/100 s, a WebP in 1/1000 s, and players take a shorter delay than 20 or 11 ms
+    for 100 ms; more than 1000 fps no mp4 player shows.
+    """
+    least, most = FPS.get(Path(path).suffix.lower(), (0, math.inf))
+    if not least <= fps <= most:
+        raise UserError(f"--fps {fps:g}: a {Path(path).suffix} file holds {least:g} to {most:g}")
+
+
 def write_video(frames: Tensor, path: str | Path, fps: float = 8) -> None:
     """uint8 (f H W 3) -> a file of the format that the ending names. Raises UserError."""
     check_ending(path)
+    check_fps(path, fps)
     with writing(path) as temporary:
         WRITERS[Path(path).suffix.lower()](to_images(frames), temporary, fps)
 
@@ -50,10 +63,20 @@ def contact_sheet(clips: Sequence[Tensor], gap: int = 2) -> Tensor:
     return rearrange(sheet, "rows columns h w c -> 1 (rows h) (columns w) c")
 
 
+def delays(frames: int, each: float) -> list[int]:
+    """Whole numbers that alternate, so that frame k ends at k times `each`, rounded down.
+
+    Down: so it is on show at its time, and a reader that asks for that time gets it back.
+    """
+    ends = [math.floor(k * each + 1e-6) for k in range(frames + 1)]
+    return [end - start for start, end in zip(ends, ends[1:])]
+
+
 def _write_mp4(images: list[Image.Image], path: Path, fps: float) -> None:
     """H.264 in yuv420p, which every player opens; its sides must be even."""
     width, height = (side // 2 * 2 for side in images[0].size)
-    with av.open(str(path), "w", format="mp4", options={"movflags": "+faststart"}) as container:
+    with av.open(f"file:{path}", "w", format="mp4",
+                 options={"movflags": "+faststart"}) as container:
         stream = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(1000),
                                       options={"crf": "16", "preset": "slow"})
         stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
@@ -73,13 +96,14 @@ def _write_gif(images: list[Image.Image], path: Path, fps: float) -> None:
     palette = strip.quantize(256, method=Image.Quantize.MAXCOVERAGE, kmeans=1)
     frames = [image.quantize(palette=palette, dither=Image.Dither.FLOYDSTEINBERG)
               for image in images]
-    frames[0].save(path, save_all=True, append_images=frames[1:], duration=round(1000 / fps),
+    frames[0].save(path, save_all=True, append_images=frames[1:],
+                   duration=[10 * each for each in delays(len(frames), 100 / fps)],
                    loop=0, disposal=1, palette=bytes(palette.getpalette()))
 
 
 def _write_webp(images: list[Image.Image], path: Path, fps: float) -> None:
-    images[0].save(path, save_all=True, append_images=images[1:], duration=round(1000 / fps),
-                   loop=0, quality=90, method=4)
+    images[0].save(path, save_all=True, append_images=images[1:],
+                   duration=delays(len(images), 1000 / fps), loop=0, quality=90, method=4)
 
 
 def _write_sheet(images: list[Image.Image], path: Path, fps: float) -> None:
@@ -91,4 +115,5 @@ def _write_sheet(images: list[Image.Image], path: Path, fps: float) -> None:
     sheet.save(path)
 
 
+FPS = {".mp4": (0.01, 1000), ".gif": (0.01, 50), ".webp": (0.01, 90)}      # least and most
 WRITERS = {".mp4": _write_mp4, ".gif": _write_gif, ".webp": _write_webp, ".png": _write_sheet}

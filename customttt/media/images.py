@@ -1,135 +1,145 @@
-"""Images and videos in: any file that Pillow or PyAV reads -> square pixels in [-1, 1]."""
+"""Images in: any file that Pillow reads -> a square in [-1, 1], in the colours that it says."""
 
+import io
 import warnings
-from collections.abc import Iterator, Sequence
-from fractions import Fraction
 from pathlib import Path
 
-import av
 import torch
 from einops import rearrange
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageCms, ImageOps
 from torch import Tensor
 
-from ..errors import UserError
+from ..errors import UserError, in_words
 
-IMAGE_ENDINGS = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".avif", ".jp2"}
-VIDEO_ENDINGS = {".mp4", ".mov", ".mkv", ".webm", ".avi", ".m4v", ".gif", ".mpg", ".mpeg", ".wmv",
-                 ".flv", ".ts", ".apng"}
-
-
-def find_files(paths: Sequence[str | Path], endings: set[str], what: str) -> list[Path]:
-    """Files as they are, folders replaced by the files in them that have one of the endings."""
-    found = []
-    for path in map(Path, paths):
-        if path.is_dir():
-            inside = sorted(p for p in path.iterdir() if p.suffix.lower() in endings
-                            and p.is_file() and not p.name.startswith("."))
-            if not inside:
-                raise UserError(f"{path}: no {what} in this folder (looked for "
-                                f"{', '.join(sorted(endings))})")
-            found += inside
-        elif path.is_file():
-            found.append(path)
-        else:
-            raise UserError(f"{path}: no such file or folder; "
-                            f"--data names the {what}s to learn from")
-    return found
+# Not opened: data without pixels, what Pillow only recognises, and what it gives to Ghostscript.
+NO_IMAGES = {"BUFR", "EPS", "GRIB", "HDF5", "IPTC", "MPEG", "WMF"}
+ANIMATED = ("AVIF", "GIF", "PNG", "WEBP")
+FREE_OF_ALPHA = ("L", "RGB", "CMYK")
+PROFILE_MODES = {"RGB ": "RGB", "GRAY": "L", "CMYK": "CMYK"}
+SRGB_GAMMA = 0.45455        # what a PNG's gAMA chunk says of an image that is sRGB, or nearly
 
 
-def caption_beside(path: Path) -> str | None:
-    """The text of the `.txt` file beside an image, a video or a folder, if there is one."""
-    path = path.absolute()      # "." has a name too
-    text = path.parent / f"{path.name}.txt" if path.is_dir() else path.with_suffix(".txt")
-    try:
-        return " ".join(text.read_text(encoding="utf-8-sig").split()) if text.is_file() else None
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{text}: cannot be read as UTF-8 text ({error})") from error
+def image_formats() -> list[str]:
+    """What Pillow calls the formats that are opened here."""
+    Image.init()
+    return [name for name in Image.OPEN if name not in NO_IMAGES]
+
+
+def image_endings() -> set[str]:
+    """Every ending of these formats, lower case."""
+    opened = image_formats()
+    return {ending for ending, name in Image.registered_extensions().items() if name in opened}
 
 
 def read_image(path: str | Path, size: int) -> Tensor:
-    """An image file -> (3 size size) in [-1, 1]: upright, on white, centre square, resized."""
+    """An image file -> (3 size size) in [-1, 1]: upright, on white, centre square, in sRGB."""
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"{path}: no such file")
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)   # 100 MP is a phone's
-            with Image.open(path) as image:
-                image.draft("RGB", (2 * size, 2 * size))    # a JPEG may decode at a smaller scale
-                return to_square(ImageOps.exif_transpose(image), size)
-    except Image.DecompressionBombError as error:
-        raise UserError(f"{path}: too large an image ({error}); make it smaller first") from error
-    except FileNotFoundError as error:
-        raise UserError(f"{path}: no such file") from error
-    except (UnidentifiedImageError, OSError, ValueError, SyntaxError) as error:
-        raise UserError(f"{path}: not an image that can be read ({error})") from error
+            warnings.simplefilter("ignore")     # what Pillow warns of either fails or is harmless
+            with Image.open(path, formats=image_formats()) as image:
+                image.info["bits"] = max(getattr(image, "tag_v2", {}).get(258, (16,)))  # of a TIFF
+                image.draft("RGB", (4 * size, 4 * size))    # a JPEG may decode at a smaller scale
+                pixels, note = to_square(ImageOps.exif_transpose(image), size), colour_note(image)
+                if image.format in ANIMATED and getattr(image, "n_frames", 1) > 1:
+                    note = "animated; its first frame is used"
+    except Exception as error:      # each of Pillow's forty readers fails in its own way
+        raise UserError(f"{path}: not an image that can be read ({_why(path, error)})") from error
+    if note:
+        warnings.warn(f"{path}: {note}", stacklevel=2)
+    return pixels
 
 
-def to_square(image: Image.Image, size: int) -> Tensor:
-    """A Pillow image of any mode -> (3 size size) in [-1, 1]."""
-    image = ImageOps.fit(_rgb_on_white(image), (size, size), Image.Resampling.LANCZOS)
+def _why(path: Path, error: Exception) -> str:
+    with path.open("rb") as file:
+        brand = file.read(12)[4:]
+    if brand[:4] == b"ftyp" and brand[4:] in (b"heic", b"heix", b"heim", b"hevc", b"mif1", b"msf1"):
+        return "HEIC, which Pillow cannot read: save it as JPEG or PNG"
+    return in_words(error)
+
+
+def to_square(image: Image.Image, size: int, aspect: float = 1.0) -> Tensor:
+    """A Pillow image of any mode -> (3 size size) in [-1, 1], in sRGB and on white.
+
+    `aspect` is the width of its pixels by their height.
+    """
+    image = in_srgb(on_white(image), image.info)
+    side = min(image.width * aspect, image.height)      # of the centre square, in square pixels
+    x, y = (image.width - side / aspect) / 2, (image.height - side) / 2
+    image = image.resize((size, size), Image.Resampling.LANCZOS,
+                         (x, y, image.width - x, image.height - y))
     pixels = torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8)
     return rearrange(pixels, "(h w c) -> c h w", h=size, c=3) / 127.5 - 1
 
 
-def _rgb_on_white(image: Image.Image) -> Image.Image:
-    if image.mode.startswith("I;16") or image.mode == "I":      # 16-bit grey: convert() would clip
-        image = image.convert("I").point(lambda v: v / 257).convert("L")
+def on_white(image: Image.Image) -> Image.Image:
+    """Any mode -> L, RGB or CMYK of eight bits; what is transparent shows white."""
+    if image.mode.startswith("I") or image.mode == "F":
+        image = eight_bits(image)
     if image.has_transparency_data:
         image = image.convert("RGBA")
-        white = Image.new("RGBA", image.size, "white")
-        image = Image.alpha_composite(white, image)
-    return image.convert("RGB")
+        return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
+    if image.mode == "LAB":
+        return ImageCms.profileToProfile(image, ImageCms.createProfile("LAB"),
+                                         ImageCms.createProfile("sRGB"), outputMode="RGB")
+    return image if image.mode in FREE_OF_ALPHA else image.convert("RGB")
 
 
-def read_video(path: str | Path, frames: int, fps: float, size: int) -> Tensor:
-    """A video file -> its first `frames` frames at `fps`: (3 f size size) in [-1, 1].
+def eight_bits(image: Image.Image) -> Image.Image:
+    """Grey of 12, 16 or 32 bits, or of floating point, -> L: scaled, where convert() would clip.
 
-    Frame k is the one on show k / fps seconds after the first, by the timestamps in the file.
-    Raises UserError for a file that is no video, or too short.
+    Floating point is 0 to 1, where it is not more; integers are 16 bits, where they are not more
+    and a TIFF does not say otherwise.
     """
-    kept: list[Tensor] = []
-    shown, start, end = None, None, 0.0
-    for seconds, duration, image in _decode(Path(path)):
-        start = seconds if start is None else start
-        end = max(end, seconds + duration - start)
-        while shown is not None and len(kept) < frames and len(kept) / fps < seconds - start - 1e-6:
-            kept.append(to_square(shown(), size))
-        if len(kept) == frames:
-            break
-        shown = image
-    while shown is not None and len(kept) < frames and len(kept) / fps < end - 1e-6:
-        kept.append(to_square(shown(), size))
-    if len(kept) < frames:
-        raise UserError(f"{path}: too short: {end:.2f} seconds are {len(kept)} frames at {fps:g} "
-                        f"fps, and {frames} are needed ({frames / fps:.2f} seconds); give a longer "
-                        f"video or a higher --fps")
-    return torch.stack(kept, dim=1)
+    wide = image.convert("F" if image.mode == "F" else "I")
+    low, high = wide.getextrema()
+    bits = min(image.info.get("bits", 16), 16)
+    if image.mode == "F":
+        full = next((full for full in (1, 255, 65535) if high <= full), high)
+    else:
+        full = 2 ** bits - 1 if high < 65536 else 2 ** 31 - 1
+    grey = wide.point(lambda level: level * (255 / full) + 0.5).convert("L")
+    if "transparency" in image.info:
+        grey.info["transparency"] = round(image.info["transparency"] * 255 / full)
+    return grey
 
 
-def _decode(path: Path) -> Iterator[tuple[float, float, object]]:
-    """Yield (seconds, duration, function that makes the Pillow image) of each frame in order."""
-    if not path.is_file():
-        raise UserError(f"{path}: no such file")
+def in_srgb(image: Image.Image, info: dict) -> Image.Image:
+    """L, RGB or CMYK -> RGB in sRGB, by the colour profile (or PNG's gamma) in `info`."""
+    if (profile := _profile(info)) is not None and _fits(image, profile):
+        mode = PROFILE_MODES[profile.profile.xcolor_space]
+        return ImageCms.profileToProfile(
+            image.convert(mode), profile, ImageCms.createProfile("sRGB"), outputMode="RGB",
+            renderingIntent=ImageCms.Intent.RELATIVE_COLORIMETRIC,
+            flags=ImageCms.Flags.BLACKPOINTCOMPENSATION)
+    image, gamma = image.convert("RGB"), info.get("gamma")
+    if gamma and profile is None and "srgb" not in info and abs(gamma - SRGB_GAMMA) > 0.01:
+        curve = [round(255 * (level / 255) ** (SRGB_GAMMA / gamma)) for level in range(256)]
+        image = image.point(curve * 3)
+    return image
+
+
+def _profile(info: dict) -> ImageCms.ImageCmsProfile | None:
     try:
-        with av.open(str(path)) as container:
-            if not container.streams.video:
-                raise UserError(f"{path}: no video in this file, only "
-                                f"{', '.join({s.type for s in container.streams}) or 'nothing'}")
-            stream = container.streams.video[0]
-            stream.thread_type = "AUTO"
-            step = float(1 / (stream.average_rate or stream.guessed_rate or Fraction(25)))
-            for count, frame in enumerate(container.decode(stream)):
-                seconds = count * step if frame.pts is None else float(frame.pts * frame.time_base)
-                duration = float(frame.duration * frame.time_base) if frame.duration else step
-                yield seconds, duration, lambda frame=frame: _upright(frame)
-    except av.FFmpegError as error:
-        raise UserError(f"{path}: not a video that can be read ({error.strerror})") from error
+        return ImageCms.ImageCmsProfile(io.BytesIO(info["icc_profile"]))
+    except (KeyError, TypeError, OSError, ImageCms.PyCMSError):
+        return None
 
 
-def _upright(frame: av.VideoFrame) -> Image.Image:
-    """A decoded frame as a Pillow image, turned as the camera was held."""
-    image = frame.to_image()
-    if any(component.is_alpha for component in frame.format.components):
-        plane = frame.reformat(format="rgba").planes[0]
-        image = Image.frombuffer("RGBA", image.size, bytes(plane), "raw", "RGBA",
-                                 plane.line_size, 1)
-    return image.rotate(frame.rotation, expand=True) if frame.rotation else image
+def _fits(image: Image.Image, profile: ImageCms.ImageCmsProfile) -> bool:
+    """Whether a profile is of this image's colours; grey may have an RGB profile."""
+    mode = PROFILE_MODES.get(profile.profile.xcolor_space)
+    return mode == image.mode or (mode, image.mode) == ("RGB", "L")
+
+
+def colour_note(image: Image.Image) -> str | None:
+    """What an image says about its colours that is not followed."""
+    if image.info.get("icc_profile"):
+        profile = _profile(image.info)
+        if profile is None or not _fits(on_white(image), profile) and image.mode != "LAB":
+            return "its colour profile cannot be read; its colours are taken as sRGB"
+    elif image.getexif().get_ifd(0xA005).get(1) == "R03":
+        return "in Adobe RGB without a profile; its colours are taken as sRGB"
+    return None

@@ -106,7 +106,7 @@ class SpatialBlock(nn.Module):
 
 
 class SpatialTransformer(nn.Module):
-    """Where the appearance LoRA lives: one SpatialBlock between 1x1 convolutions, residual.
+    """Where the spatial LoRA lives: one SpatialBlock between 1x1 convolutions, residual.
 
     Its GroupNorm is per frame in every version of AnimateDiff.
     """

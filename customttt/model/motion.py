@@ -1,6 +1,6 @@
 """The motion module of AnimateDiff (Guo et al. 2023): attention along time at every pixel.
 
-Where the motion LoRA lives. Axes: b batch, f frames, c channels, h w rows and columns.
+Where the temporal LoRA lives. Axes: b batch, f frames, c channels, h w rows and columns.
 """
 
 import torch

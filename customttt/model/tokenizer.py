@@ -95,8 +95,10 @@ class Tokenizer:
     def _padded(self, text: str) -> list[int]:
         ids, room = self.encode(text), self.length - 2
         if len(ids) > room:
-            warnings.warn(f"the prompt has {len(ids)} tokens, {room} fit; left out: "
-                          f"\"{self.decode(ids[room:])}\"", stacklevel=3)
+            lost = self.decode(ids[room:])
+            lost = lost if len(lost) <= 200 else f"{lost[:200]}..."
+            warnings.warn(f"the prompt has {len(ids)} tokens, {room} fit; left out: \"{lost}\"",
+                          stacklevel=3)
         ids = [self.start, *ids[:room], self.end]
         return ids + [self.vocabulary[self.pad]] * (self.length - len(ids))
 

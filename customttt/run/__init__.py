@@ -1,1 +1,1 @@
-"""What every command shares: flags, the training loop, checkpoints."""
+"""How a stage is run: flags, data, loop, checkpoints, contact sheets."""

@@ -5,9 +5,11 @@ import json
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from ..draws import Draws
-from ..errors import UserError, writing
+from ..errors import UserError, in_words, writing
+from ..files.checks import is_whole
 
 CHECKPOINT = "checkpoint.pt"
 
@@ -20,11 +22,10 @@ class State:
         self.run, self.optimizer, self.scaler, self.draws = run, optimizer, scaler, draws
         self.device, self.step, self.skipped = device, 0, 0
 
-    def described(self) -> dict[str, str]:
-        """What a resumed run must share with the one before it (but for the steps), as JSON."""
-        told = self.run.metadata | self.run.settings | {
+    def described(self) -> dict:
+        """What a resumed run must share with the one before it (but for the steps)."""
+        return self.run.metadata | self.run.settings | {
             "seed": self.run.seed, "precision": self.run.precision}
-        return {key: json.dumps(value) for key, value in told.items() if key != "recipe"}
 
     def save(self) -> None:
         """Write the checkpoint, and beside it what is trained so far."""
@@ -47,37 +48,60 @@ class State:
         folder, now = self.run.folder, self.described()
         content = read_checkpoint(folder / CHECKPOINT)
         before = content["run"]
-        changed = [key for key in now if key != "steps" and before.get(key) != now[key]]
+        changed = [key for key in now if key not in ("steps", "recipe")
+                   and before.get(key) != now[key]]
         if changed:
             raise UserError(f"--resume: {folder} was started with {changed[0]} = "
-                            f"{before.get(changed[0])}, not {now[changed[0]]}; give the same")
+                            f"{before.get(changed[0])!r:.99}, not {now[changed[0]]!r:.99}; give "
+                            f"the same")
         if content["step"] > self.run.settings["steps"]:
             raise UserError(f"--steps {self.run.settings['steps']}: the run in {folder} has done "
                             f"{content['step']} already; give at least as many to --resume")
         if self.run.parameters.keys() != content["parameters"].keys():
             raise UserError(f"--resume: the checkpoint in {folder} is of another model")
-        with torch.no_grad():
-            for key, parameter in self.run.parameters.items():
-                parameter.copy_(content["parameters"][key])
+        try:
+            self._restore(content)
+        except Exception as error:      # whatever is not as `save` writes it
+            raise _unreadable(folder / CHECKPOINT, error) from error
+        _cut_log(folder / "log.jsonl", self.step)
+
+    @torch.no_grad()
+    def _restore(self, content: dict) -> None:
+        for key, parameter in self.run.parameters.items():
+            stored = content["parameters"][key]
+            if stored.shape != parameter.shape or not stored.isfinite().all():
+                raise ValueError(f"{key} is not as it was saved")
+            parameter.copy_(stored)
         self.optimizer.load_state_dict(content["optimizer"])
+        for parameter, state in self.optimizer.state.items():
+            if any(each.shape != parameter.shape for each in state.values()):
+                raise ValueError("the optimizer's state is not as it was saved")
         self.scaler.load_state_dict(content["scaler"])
         self.draws.set_state(content["draws"])
         torch.set_rng_state(content["cpu"])
         if self.device.type == "cuda":
             torch.cuda.set_rng_state(content["cuda"], self.device)
-        self.step, self.skipped = content["step"], content["skipped"]
-        _cut_log(folder / "log.jsonl", self.step)
+        self.step, self.skipped = content["step"], int(content["skipped"])
 
 
 def read_checkpoint(path: Path) -> dict:
+    """What `save` wrote: of types that the rest relies on. Raises UserError."""
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
-        content["run"]["steps"]
+        json.dumps(content["run"])      # no tensors: each is compared
+        if not all(is_whole(steps, 0, 2 ** 63)
+                   for steps in (content["step"], content["skipped"], content["run"]["steps"])):
+            raise ValueError("its number of steps is none")
+        if not all(isinstance(each, Tensor) for each in content["parameters"].values()):
+            raise ValueError("its parameters are no tensors")
         return content
-    except Exception as error:
-        raise UserError(f"{path}: not a checkpoint of train.py that can be read "
-                        f"({(str(error) or type(error).__name__).splitlines()[0]}); give another "
-                        f"--output") from error
+    except Exception as error:      # a file that is cut, empty, or of something else
+        raise _unreadable(path, error) from error
+
+
+def _unreadable(path: Path, error: Exception) -> UserError:
+    return UserError(f"{path}: not a checkpoint of train.py that can be read ({in_words(error)}); "
+                     f"give another --output, or remove it to start afresh")
 
 
 def check_folder(folder: Path, kind: str, resume: bool) -> None:
@@ -89,11 +113,11 @@ def check_folder(folder: Path, kind: str, resume: bool) -> None:
             raise UserError(f"--resume: no {CHECKPOINT} in {folder}; leave --resume out to start")
         return
     content = read_checkpoint(path)
-    done, steps, there = content["step"], content["run"]["steps"], json.loads(
-        content["run"]["kind"])
+    done, steps, there = content["step"], content["run"]["steps"], content["run"].get("kind")
     if there != kind:
-        raise UserError(f"{folder}: holds a {there} run, not a {kind} one; give another --output")
-    if not resume and done < int(steps):
+        raise UserError(f"{folder}: holds a {there!s:.40} run, not a {kind} one; give another "
+                        f"--output")
+    if not resume and done < steps:
         raise UserError(f"{folder}: an unfinished run (step {done} of {steps}); go on with "
                         f"--resume, or give another --output")
 
@@ -109,6 +133,6 @@ def start_afresh(folder: Path) -> None:
 
 def _cut_log(path: Path, step: int) -> None:
     """Drop the lines of steps that are run again."""
-    lines = path.read_text().splitlines() if path.exists() else []
+    lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
     with writing(path) as temporary:
-        temporary.write_text("".join(line + "\n" for line in lines[:step]))
+        temporary.write_bytes(b"".join(lines[:step]))

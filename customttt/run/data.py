@@ -4,9 +4,9 @@ Axes: n images or clips, f frames, H W pixels, h w latent rows and columns.
 """
 
 import hashlib
+import warnings
 from argparse import ArgumentParser, Namespace
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,34 +17,27 @@ from torch import Generator, Tensor
 from tqdm import tqdm
 
 from ..draws import stream_seed
-from ..errors import UserError
+from ..errors import UserError, in_words
 from ..files.lora_files import find_lora, load_lora
 from ..lora import add_lora
 from ..media.clips import as_frames, write_video
-from ..media.images import (IMAGE_ENDINGS, VIDEO_ENDINGS, caption_beside, find_files, read_image,
-                            read_video, to_square)
+from ..media.find import IMAGE_ENDINGS, VIDEO_ENDINGS, caption_beside, find_files
+from ..media.images import read_image, to_square
+from ..media.videos import read_video
 from ..model.model import Model
 from ..sampling import latent_shape
+from .stage import Job
 
 OUTPUT = Path("output")
-
-
-@dataclass
-class Job:
-    """A stage made ready: what its step learns from, and what is said about it."""
-
-    inputs: tuple           # of the step, between the UNet and the settings
-    prompt: str             # of the contact sheet; what the LoRA file says it is for
-    metadata: dict          # of the LoRA file
-    above: list[Tensor] = field(default_factory=list)   # uint8 (f H W 3): rows above the sheet's
+MOST_KEPT = 10_000      # squares of a data.png that a contact sheet repeats
 
 
 class Texts(NamedTuple):
     """Text embeddings (1 77 d) of stage (c)."""
 
     target: Tensor
-    appearance: Tensor
-    motion: Tensor
+    spatial_teacher: Tensor
+    temporal_teacher: Tensor
     empty: Tensor
 
 
@@ -62,8 +55,8 @@ def add_ttt_flags(parser: ArgumentParser) -> None:
                             help=f"what --stage {kind} wrote, file or folder (default: "
                             f"%(default)s)")
     parser.add_argument("--prompt", help="what to join (default: the two stages' prompts joined)")
-    parser.add_argument("--appearance-prompt", help="of the appearance reference")
-    parser.add_argument("--motion-prompt", help="of the motion reference")
+    parser.add_argument("--appearance-prompt", help="of the spatial teacher")
+    parser.add_argument("--motion-prompt", help="of the temporal teacher")
 
 
 def prepare_spatial(model: Model, settings: dict, args: Namespace) -> Job:
@@ -86,9 +79,12 @@ def prepare_temporal(model: Model, settings: dict, args: Namespace) -> Job:
 def learn_from(model: Model, settings: dict, args: Namespace, kind: str, example: str, what: str,
                endings: set[str], read: Callable[[Path], Tensor]) -> Job:
     """The files of --data, read as (3 f H W) in [-1, 1], as latents; a fresh LoRA of this kind."""
-    given = args.data or [Path(args.model) / "examples" / example]
-    if args.data is None and not given[0].exists():
-        raise UserError(f"--data: name the {what}s to learn from")
+    given = args.data
+    if given is None:
+        given = [Path(args.model) / "examples" / example]
+        if not given[0].exists():
+            raise UserError(f"--data: name the {what}s to learn from")
+        print(f"data: {given[0]}, the model's own example")
     files = find_files(given, endings, what)
     prompts = prompts_of(args.prompt, files)
     pixels = torch.stack([read(file) for file in tqdm(files, desc=f"{what}s", leave=False)])
@@ -114,10 +110,12 @@ def prepare_ttt(model: Model, settings: dict, args: Namespace) -> Job:
         if read.get("kind") != kind:
             raise UserError(f"--{kind} {file}: holds a {read.get('kind', 'foreign')} LoRA, not "
                             f"what --stage {kind} trains")
-        if (base := read.get("base_model", model.name)) != model.name:
-            print(f"{file}: was trained on {base}, is used on {model.name}")
+        if lacking := {f"{kind}_layers", "prompt", "rank"} - read.keys():
+            raise UserError(f"--{kind} {file}: its metadata lacks {min(lacking)}; run --stage "
+                            f"{kind} again")
+        say_base(file, read, model)
         metadata |= {f"{kind}_layers": read[f"{kind}_layers"], f"{kind}_prompt": read["prompt"],
-                     f"{kind}_sha256": fingerprint([file]), "rank": read["rank"]}
+                     f"{kind}_sha256": fingerprint([file]), f"{kind}_rank": read["rank"]}
         above += kept_row(file)
 
     target, appearance, motion = joined_prompts(metadata, args)
@@ -128,7 +126,7 @@ def prepare_ttt(model: Model, settings: dict, args: Namespace) -> Job:
 
 
 def joined_prompts(metadata: dict, args: Namespace) -> tuple[str, str, str]:
-    """Of the target, the appearance reference, the motion reference: as given, or made of the two
+    """The target prompt and the teachers', spatial and temporal: as given, or made of the two
     stages' prompts."""
     subject, motion = metadata["spatial_prompt"], metadata["temporal_prompt"]
     doing = motion.partition(" is ")[2]         # "a man is lifting weights" -> "lifting weights"
@@ -139,8 +137,15 @@ def joined_prompts(metadata: dict, args: Namespace) -> tuple[str, str, str]:
         (args.prompt, f"{subject} is {doing}"),
         (args.appearance_prompt, f"{subject} is doing something"),
         (args.motion_prompt, f"an object is {doing}")))
-    print("target: {}\nappearance reference: {}\nmotion reference: {}".format(*prompts))
+    print("target: {}\nspatial teacher: {}\ntemporal teacher: {}".format(*prompts))
     return prompts
+
+
+def say_base(file: Path, metadata: dict, model: Model) -> None:
+    """Say where a LoRA was trained on another model than the one that it is used on."""
+    base = metadata.get("base_model", model.name)
+    if base != model.name:
+        print(f"{file}: was trained on {base}, is used on {model.name}")
 
 
 def require_motion(model: Model, instead: str = "") -> None:
@@ -153,7 +158,9 @@ def fingerprint(files: list[Path]) -> str:
     """SHA-256 of what a run learns from, so that it is not resumed with something else."""
     digest = hashlib.sha256()
     for file in files:
-        digest.update(file.read_bytes())
+        with file.open("rb") as opened:
+            while some := opened.read(2 ** 20):
+                digest.update(some)
     return digest.hexdigest()
 
 
@@ -183,7 +190,14 @@ def kept_row(lora: Path) -> list[Tensor]:
     row = lora.parent / "data.png"
     if not row.exists():
         return []
-    with Image.open(row) as image:
-        squares = [image.crop((x, 0, x + image.height, image.height))
-                   for x in range(0, image.width, image.height)]
-    return [as_frames(torch.stack([to_square(square, image.height) for square in squares]))]
+    try:
+        with Image.open(row, formats=["PNG"]) as image:
+            count, rest = divmod(image.width, image.height)
+            if rest or count > MOST_KEPT:
+                raise ValueError(f"{image.width} x {image.height} is no row of squares")
+            squares = [image.crop((k * image.height, 0, (k + 1) * image.height, image.height))
+                       for k in range(count)]
+            return [as_frames(torch.stack([to_square(each, image.height) for each in squares]))]
+    except Exception as error:      # it is for the eye alone
+        warnings.warn(f"{row}: not drawn ({in_words(error)})", stacklevel=2)
+        return []

@@ -47,16 +47,19 @@ class Run:
 
 def fit(run: Run, resume: bool) -> bool:
     """Train to `steps`. Returns False if Ctrl-C ended it early (everything is saved then)."""
-    checkpoint.check_folder(run.folder, run.metadata["kind"], resume)
     device = next(run.module.parameters()).device
     optimizer = Lion(run.parameters.values(), run.settings["learning_rate"],
                      run.settings["betas"], run.settings["weight_decay"])
     scaler = torch.amp.GradScaler(device.type, enabled=run.precision == "fp16")
     torch.manual_seed(stream_seed(run.seed, "dropout"))
     state = checkpoint.State(run, optimizer, scaler, Draws(run.seed), device)
-    state.load() if resume else checkpoint.start_afresh(run.folder)
+    if resume:
+        state.load()
+    else:
+        checkpoint.start_afresh(run.folder)
 
-    in_a_row, steps, saved, mean = 0, run.settings["steps"], state.step if resume else None, None
+    steps, saved = run.settings["steps"], state.step if resume else None
+    in_a_row, mean = 0, None        # steps that were not finite; running mean of the loss
     run.module.train()
     with _until_interrupted() as interrupted, tqdm(
             total=steps, initial=state.step, desc=run.folder.name, unit="step") as bar:

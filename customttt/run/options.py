@@ -6,21 +6,17 @@ from pathlib import Path
 
 import torch
 
-from ..diffusion import STEPS
-from ..errors import UserError
+from ..errors import UserError, in_words
 from ..files.load import load_model
+from ..media.find import MOST_CHARACTERS
 from ..model.model import Model
 from ..model.unet import check_clip_length
-from ..recipes import Recipe, is_full_size
+from ..recipes import Recipe, Setting, is_full_size
 from ..sampling import latent_shape
 from .loop import DTYPES
+from .memory import check_memory
 
 DEFAULT_MODEL = Path("weights/tiny")    # the embedded miniature
-MAY_BE_ZERO = {"dropout", "weight_decay", "betas", "guidance", "reference_guidance",
-               "spatial_layers", "temporal_layers", "least_timestep"}
-BELOW = {"dropout": 1, "betas": 1} | dict.fromkeys(
-    ("sampling_steps", "reference_steps", "least_timestep"), STEPS)
-CHOICES = {"reference_noise": ["independent", "one"], "reference_timestep": ["uniform", "next"]}
 
 
 def add_model_flags(parser: argparse.ArgumentParser) -> None:
@@ -28,6 +24,8 @@ def add_model_flags(parser: argparse.ArgumentParser) -> None:
                         help="model folder or single-file checkpoint (default: %(default)s)")
     parser.add_argument("--motion-module", metavar="FILE",
                         help="AnimateDiff motion module (default: M/motion_adapter)")
+    parser.add_argument("--motion-version", type=int, choices=[1, 2, 3],
+                        help="of a motion module that does not tell (default: 1)")
     parser.add_argument("--vae", metavar="FILE_OR_FOLDER", help="in place of the model's own VAE")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu",
                         help="cpu, cuda, cuda:1, ... (default: %(default)s)")
@@ -37,19 +35,23 @@ def add_model_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def add_recipe_flags(parser: argparse.ArgumentParser, recipe: Recipe) -> None:
-    """One flag per number; its default is the recipe's, which the model decides."""
+    """One flag a setting; its default is the recipe's, which the model decides."""
     for name, setting in recipe.full.items():
-        value, text = setting.value, f"{_shown(setting.value)} ({setting.source})"
+        value, text = setting.value, f"{setting.about}: {_said(setting)}"
         if name in recipe.tiny:
-            text += f"; {_shown(recipe.tiny[name].value)} ({recipe.tiny[name].source})"
+            text += f"; {_said(recipe.tiny[name])}"
         text = text.replace("%", "%%")
         if isinstance(value, bool):
             parser.add_argument(_flag(name), action=argparse.BooleanOptionalAction, help=text)
         elif isinstance(value, tuple):
             parser.add_argument(_flag(name), type=type(value[0]), nargs="+", metavar="N", help=text)
         else:
-            parser.add_argument(_flag(name), type=type(value), choices=CHOICES.get(name),
-                                metavar=None if name in CHOICES else "N", help=text)
+            parser.add_argument(_flag(name), type=type(value), choices=setting.choices,
+                                metavar=None if setting.choices else "N", help=text)
+
+
+def _said(setting: Setting) -> str:
+    return f"{_shown(setting.value)} ({setting.source})"
 
 
 def _shown(value) -> str:
@@ -60,19 +62,35 @@ def open_model(args: argparse.Namespace) -> tuple[Model, str]:
     """Load the model that the flags name. Returns it with the precision that is used."""
     try:
         device = torch.device(args.device)
-        torch.empty(0, device=device)
+        torch.zeros(1, device=device).item()        # "meta" has shapes alone
     except Exception as error:
-        raise UserError(f"--device {args.device}: not to be had here "
-                        f"({str(error).splitlines()[0]})") from error
+        raise UserError(f"--device {args.device}: this machine has no such device "
+                        f"({in_words(error)})") from error
+    check_prompts(args)
     if not 0 <= args.seed < 2 ** 63:
         raise UserError(f"--seed {args.seed}: must be 0 or more, and less than 2^63")
     precision = args.precision or ("fp32" if device.type == "cpu" else "fp16")
     if precision == "fp16" and device.type == "cpu":
         raise UserError("--precision fp16: needs a GPU; on a CPU use fp32 or bf16")
-    model = load_model(args.model, args.motion_module, device, DTYPES[precision], args.vae)
+    model = load_model(args.model, args.motion_module, device, DTYPES[precision], args.vae,
+                       args.motion_version)
     if (motion := model.unet.config.motion) is not None:
         print(f"motion module: version {motion.version}, at most {motion.max_frames} frames")
     return model, precision
+
+
+def check_prompts(args: argparse.Namespace) -> None:
+    """Raise UserError for words that cannot be meant as a prompt."""
+    for name, text in vars(args).items():
+        if name.endswith("prompt") and text is not None:
+            try:
+                text.encode()
+            except UnicodeEncodeError as error:
+                raise UserError(f"{_flag(name)}: holds bytes that are no UTF-8 text; type it "
+                                f"again") from error
+            if len(text) > MOST_CHARACTERS:
+                raise UserError(f"{_flag(name)}: {len(text)} characters; give {MOST_CHARACTERS} at "
+                                f"most, of which the model reads the first 75 tokens")
 
 
 def chosen_settings(args: argparse.Namespace, recipe: Recipe, model: Model) -> dict:
@@ -80,36 +98,46 @@ def chosen_settings(args: argparse.Namespace, recipe: Recipe, model: Model) -> d
     differ from the full-size recipe's."""
     settings = {}
     print("recipe: " + ("full size" if is_full_size(model.unet) else "tiny"))
-    for name, (value, source) in recipe.of(model.unet).items():
-        given = getattr(args, name)
+    for name, setting in recipe.of(model.unet).items():
+        full, given = recipe.full[name], getattr(args, name)
         if given is not None:
-            value, source = tuple(given) if isinstance(given, list) else given, "given"
-        settings[name], full = value, recipe.full[name]
-        if value != full.value:
-            print(f"  {name} {_shown(value)} ({source}); full size: {_shown(full.value)} "
-                  f"({full.source})")
-    check_numbers(settings)
-    check_size(model, settings)
+            setting = Setting(tuple(given) if isinstance(given, list) else given, "given")
+            check_setting(name, setting.value, full)
+        if setting.value != full.value:
+            print(f"  {name} {_said(setting)}; full size: {_said(full)}")
+        settings[name] = setting.value
+    check_together(model, settings)
+    training = "learning_rate" in settings
+    check_memory(model, settings, training, training and args.gradient_checkpointing)
     return settings
 
 
-def check_numbers(settings: dict) -> None:
-    for key, value in settings.items():
-        numbers = value if isinstance(value, tuple) else (value,)
-        given = f"{_flag(key)} {_shown(value)}"
-        for number in numbers:
-            if isinstance(number, (bool, str)):
-                continue
-            if key in MAY_BE_ZERO and not 0 <= number < math.inf:
-                raise UserError(f"{given}: must be positive or 0")
-            if key not in MAY_BE_ZERO and not 0 < number < math.inf:
-                raise UserError(f"{given}: must be positive")
-            if number >= BELOW.get(key, math.inf):
-                raise UserError(f"{given}: must be less than {BELOW[key]}")
-        if key == "betas" and len(numbers) != 2:
-            raise UserError(f"{given}: give two")
-        if "layers" in key and len(set(numbers)) < len(numbers):
-            raise UserError(f"{given}: give each layer once")
+def check_setting(name: str, value, setting: Setting) -> None:
+    """A given value must be in the setting's range."""
+    numbers = value if isinstance(value, tuple) else (value,)
+    given = f"{_flag(name)} {_shown(value)}"
+    for number in numbers:
+        if isinstance(number, (bool, str)):
+            continue
+        if not math.isfinite(number) or number < 0 or number == 0 and not setting.zero:
+            raise UserError(f"{given}: must be {'0 or more' if setting.zero else 'positive'}")
+        if number >= setting.below:
+            raise UserError(f"{given}: must be less than {setting.below}")
+    if name == "betas" and len(numbers) != 2:
+        raise UserError(f"{given}: give two")
+    if name.endswith("_layers") and len(set(numbers)) < len(numbers):
+        raise UserError(f"{given}: give each layer once")
+
+
+def check_together(model: Model, settings: dict) -> None:
+    """A clip of that size and length must suit the VAE and the motion module."""
+    try:
+        latent_shape(model, settings["frames"], settings["size"])
+        if model.unet.config.motion is not None:
+            check_clip_length(model.unet.config.motion, settings["frames"])
+    except ValueError as error:
+        raise UserError(f"--size {settings['size']}, --frames {settings['frames']}: "
+                        f"{error}") from error
     if settings.get("reference_timestep") == "next" and (
             settings["reference_steps"] >= settings["sampling_steps"]):
         raise UserError(f"--reference-steps {settings['reference_steps']}: must be less than "
@@ -119,13 +147,3 @@ def check_numbers(settings: dict) -> None:
 def _flag(key: str) -> str:
     return "--" + key.replace("_", "-")
 
-
-def check_size(model: Model, settings: dict) -> None:
-    """A clip of that size and length must suit the VAE and the motion module."""
-    try:
-        latent_shape(model, settings["frames"], settings["size"])
-        if model.unet.config.motion is not None:
-            check_clip_length(model.unet.config.motion, settings["frames"])
-    except ValueError as error:
-        raise UserError(f"--size {settings['size']}, --frames {settings['frames']}: "
-                        f"{error}") from error

@@ -27,7 +27,7 @@ import torch.distributed as dist
 from torch import Generator, Tensor, nn
 from tqdm import tqdm
 
-from ...errors import writing
+from ...errors import UserError, writing
 from . import denoising, objectives
 from .objectives import RECIPES, Recipe, Stage
 
@@ -95,6 +95,9 @@ def make_optimizers(weights: list[Tensor], recipe: Recipe) -> list[torch.optim.O
     others = [p for p in weights if p.ndim != 2 or not recipe.muon_lr]
     made = [torch.optim.AdamW(others, recipe.lr, (0.9, 0.99), weight_decay=recipe.weight_decay)]
     if matrices:
+        if not hasattr(torch.optim, "Muon"):
+            raise UserError(f"PyTorch {torch.__version__}: this stage's optimizer, Muon, came with "
+                            f"2.9; install a newer one")
         made.append(torch.optim.Muon(matrices, recipe.muon_lr, recipe.weight_decay,
                                      adjust_lr_fn="match_rms_adamw"))
     return made

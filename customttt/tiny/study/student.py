@@ -11,14 +11,14 @@ from einops import rearrange
 from safetensors import safe_open
 from torch import Generator, Tensor
 
-from ...diffusion import add_noise, ddim
+from ...diffusion import add_noise
 from ...draws import Draws
 from ...lora import lora_on
 from ...losses import noise_loss
 from ...model.model import Model
 from ...model.unet import UNet
 from ...run.data import Texts
-from ...stages import TEACHERS, noising_timesteps, reference_timesteps
+from ...stages import TEACHERS, noising_timesteps, reference_timesteps, ttt_step
 from ..pretraining.judge import as_pixels
 from .scores import Combination
 
@@ -51,21 +51,6 @@ def noise_change(model: Model, combination: Combination, frames: Tensor) -> floa
 
 
 @torch.no_grad()
-def draw_references(unet: UNet, texts: Texts, shape: tuple[int, ...], settings: dict,
-                    draw: Draws) -> tuple[Tensor, Tensor]:
-    """The reference latents of one step of `ttt_step`: z_s, z_t."""
-    timesteps, t_f = reference_timesteps(settings)
-    drawn = []
-    for teacher, text, motion in ((TEACHERS[0], texts.appearance, False),
-                                  (TEACHERS[1], texts.motion, True)):
-        with lora_on(unet, teacher):
-            *_, z_f = ddim(unet, draw.noise(shape, text.device), text, texts.empty, timesteps,
-                           settings["reference_guidance"], motion, t_f)
-        drawn.append(z_f)
-    return tuple(drawn)
-
-
-@torch.no_grad()
 def preservation(unet: UNet, texts: Texts, shape: tuple[int, ...],
                  settings: dict) -> dict[str, float]:
     """The losses of test-time training on references of other draws: how much is there to learn?
@@ -73,16 +58,16 @@ def preservation(unet: UNet, texts: Texts, shape: tuple[int, ...],
     For each of the two, how far the student's was above that of the teacher, under the teacher's
     prompt, before training, and how training changed it.
     """
-    teachers = {"appearance": (TEACHERS[:1], texts.appearance, False),
-                "motion": (TEACHERS[1:], texts.motion, True)}
+    teachers = {"appearance": (TEACHERS[:1], texts.spatial_teacher, False),
+                "motion": (TEACHERS[1:], texts.temporal_teacher, True)}
     student = {"before": (TEACHERS, texts.target, True), "after": (STUDENT, texts.target, True)}
     losses = {name: dict.fromkeys(("teacher", "before", "after"), 0.0) for name in teachers}
-    draw, (_, t_f) = Draws(UNSEEN_SEED), reference_timesteps(settings)
+    draw, (_, t_ref) = Draws(UNSEEN_SEED), reference_timesteps(settings)
     for _ in range(DRAWS):
-        references = draw_references(unet, texts, shape, settings, draw)
-        for (name, teacher), z_f in zip(teachers.items(), references):
-            eps, t = draw.noise_like(z_f), noising_timesteps(z_f, t_f, settings, draw)
-            x_t = add_noise(z_f, eps, t, t_f)
+        references = ttt_step(unet, texts, shape, settings, draw, backward=lambda loss: None)
+        for (name, teacher), z_ref in zip(teachers.items(), references):
+            eps, t = draw.noise_like(z_ref), noising_timesteps(z_ref, t_ref, settings, draw)
+            x_t = add_noise(z_ref, eps, t, t_ref)
             for who, (on, text, motion) in {"teacher": teacher, **student}.items():
                 with lora_on(unet, *on):
                     losses[name][who] += noise_loss(unet(x_t, t, text, motion), eps).item()

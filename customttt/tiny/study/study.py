@@ -42,13 +42,13 @@ from ...model.model import Model
 from ...recipes import SAMPLING
 from ...run.data import Texts
 from ...sampling import decode_frames, latent_shape, sample_video
-from ...stages import STAGES, TEACHERS
+from ...stages import STAGES, TEACHERS, ttt_step
 from ..pretraining.judge import Judge
 from ..world.clips import SCENES, make_clip, render
 from ..world.motions import HELD_OUT_MOTIONS
 from ..world.subjects import HELD_OUT_SUBJECTS, Subject
 from .scores import METRICS, STILL, Combination, combinations, other_motion, other_subject, score
-from .student import STUDENT, UNSEEN_SEED, change, draw_references, noise_change, preservation
+from .student import STUDENT, UNSEEN_SEED, change, noise_change, preservation
 
 CONDITIONS = {      # name: LoRAs that are on
     "base": (),
@@ -156,10 +156,12 @@ def examine(args: argparse.Namespace, combination: Combination) -> dict[str, dic
         texts = Texts(*model.encode_text([combination.prompt, told["appearance_prompt"],
                                           told["motion_prompt"], ""]).split(1))
         shape = latent_shape(model, settings["frames"], settings["size"])
-        drawn = draw_references(model.unet, texts, shape, settings, Draws(UNSEEN_SEED))
+        with torch.no_grad():
+            drawn = ttt_step(model.unet, texts, shape, settings, Draws(UNSEEN_SEED),
+                             backward=lambda loss: None)
         if settings["reference_timestep"] == "uniform":     # clean
-            for name, z_f in zip(REFERENCES, drawn):
-                scores[name] = score(judge, combination, decode_frames(model, z_f), args.seed)
+            for name, z_ref in zip(REFERENCES, drawn):
+                scores[name] = score(judge, combination, decode_frames(model, z_ref), args.seed)
         scores["student"] = {
             "change of spatial weights": change(spatial, joined),
             "change of temporal weights": change(temporal, joined),

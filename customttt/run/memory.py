@@ -1,0 +1,56 @@
+"""How much memory a run will take, told before it begins."""
+
+import os
+from pathlib import Path
+
+import torch
+
+from ..errors import UserError
+from ..model.model import Model
+
+# Numbers held at the most for each number of the widest features, as measured (tests/nightly).
+SAMPLING, TRAINING, CHECKPOINTED, DECODING = 30, 300, 80, 12
+
+
+def check_memory(model: Model, settings: dict, training: bool, checkpointing: bool = False) -> None:
+    """Raise UserError if what the settings ask for does not fit into this machine."""
+    needed, there = estimate(model, settings, training, checkpointing), total(model.device)
+    if there is not None and needed > there:
+        flags = ", ".join(f"--{name.replace('_', '-')} {settings[name]}"
+                          for name in ("size", "frames", "batch_size") if name in settings)
+        raise UserError(f"{flags}: about {needed / 1e9:,.0f} GB of memory are needed, and "
+                        f"{model.device} has {there / 1e9:,.0f}; give smaller ones")
+
+
+def estimate(model: Model, settings: dict, training: bool, checkpointing: bool) -> float:
+    """Bytes, roughly: the weights, and the features of the UNet or the VAE at their widest."""
+    unet, size = model.unet.config, settings["size"]
+    weights = sum(p.numel() * p.element_size() for part in (model.unet, model.vae)
+                  for p in part.parameters())
+    frames = settings["frames"]
+    features = (size / model.vae.factor) ** 2 * unet.channels[0] * model.dtype.itemsize
+    drawn = 2 * frames * features * SAMPLING        # with and without the prompt
+    pictures = frames if "temporal_layers" in settings else settings.get("batch_size", frames)
+    held = CHECKPOINTED if checkpointing else TRAINING
+    trained = pictures * features * held if training else 0
+    pixels = size ** 2 * model.vae.config.channels[0] * model.dtype.itemsize * DECODING
+    return weights + max(drawn, trained, pixels)
+
+
+def total(device: torch.device) -> float | None:
+    """Bytes of memory that the device has; None where that is not known."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_properties(device).total_memory
+    if device.type != "cpu":
+        return None
+    try:
+        there = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, ValueError, OSError):       # Windows
+        return None
+    for limit in map(Path, ("/sys/fs/cgroup/memory.max",
+                            "/sys/fs/cgroup/memory/memory.limit_in_bytes")):
+        try:
+            there = min(there, int(limit.read_text()))
+        except (OSError, ValueError):       # "max", or no such file
+            continue
+    return there

@@ -1,0 +1,50 @@
+"""What train.py and the loop need of a training method: one object each."""
+
+from argparse import ArgumentParser, Namespace
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from torch import Tensor, nn
+
+from ..files.lora_files import save_lora
+from ..lora import lora_parameters
+from ..model.model import Model
+from ..recipes import Recipe
+
+
+@dataclass
+class Job:
+    """A stage made ready: what its step learns from, and what is said about it."""
+
+    inputs: tuple           # of the step, between the UNet and the settings
+    prompt: str             # of the contact sheet; what the LoRA file says it is for
+    metadata: dict          # of the LoRA file
+    above: list[Tensor] = field(default_factory=list)   # uint8 (f H W 3): rows above the sheet's
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A training method. A further one is one more of these, in a file of its own; one that trains
+    other modules than LoRA is a subclass with its own `parameters` and `save`."""
+
+    name: str                               # of --stage
+    kind: str                               # what its LoRA file says it holds
+    recipe: Recipe
+    add_flags: Callable[[ArgumentParser], None]         # beside the recipe's
+    prepare: Callable[[Model, dict, Namespace], Job]    # puts what is trained on the model
+    step: Callable[..., object]             # (unet, *job.inputs, settings, draw, backward)
+    trained: tuple[str, ...]                # LoRAs
+    rows: tuple[tuple[str, ...], ...]       # of its contact sheet: the LoRAs that are on in each
+    motion: bool = True                     # whether motion modules are in, on that sheet
+
+    def parameters(self, model: Model) -> dict[str, nn.Parameter]:
+        """What is trained; they alone get gradients."""
+        model.unet.requires_grad_(False)
+        parameters = lora_parameters(model.unet, *self.trained)
+        for parameter in parameters.values():
+            parameter.requires_grad_(True)
+        return parameters
+
+    def save(self, model: Model, path: Path, metadata: dict) -> None:
+        save_lora(model.unet, path, metadata, self.trained)
