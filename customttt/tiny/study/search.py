@@ -37,7 +37,7 @@ from ..pretraining.judge import Judge, picture_caption
 from ..pretraining.measure import measure_trajectory
 from ..world.clips import SIZE, sample_clip
 from ..world.motions import MOTIONS, trajectory_agreement
-from ..world.subjects import COMPOSED, USUAL, Subject
+from ..world.subjects import COMPOSED, PLAIN, USUAL, Subject
 from .scores import METRICS, Combination, combinations, score
 from .study import examine, interval, sample, train_motion, train_subject, write_data
 
@@ -104,7 +104,7 @@ def motion_follows(model: Model, layer: int, k: int, seed: int) -> float:
     """How much a clip follows p* (the straight motion the other way) rather than p, -1 to 1: minus
     the agreement of the measured path with p's."""
     word, opposite = STRAIGHT[k % 4], STRAIGHT[k % 4 ^ 1]
-    own = sample_clip(Generator().manual_seed(seed + k), words=[word])
+    own = sample_clip(Generator().manual_seed(seed + k), tuple(PLAIN), [word])
     frames = probed(model, own.caption, own.caption.replace(word, opposite), layer, 16, seed + k)
     return -trajectory_agreement(measure_trajectory(frames), own.trajectory()[:, :3])
 
