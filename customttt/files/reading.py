@@ -151,6 +151,9 @@ def _unpickle(path: Path):
         if not file.read(2).startswith(PICKLED):
             raise UserError(f"{path}: neither a safetensors nor a PyTorch file; fetch it again")
     try:
+        if path.suffix == ".safetensors":       # torch.load would believe the name
+            with path.open("rb") as file:
+                return torch.load(file, map_location="cpu", weights_only=True)
         try:
             return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
         except RuntimeError:        # files older than torch 1.6 cannot be mapped
@@ -201,7 +204,7 @@ def floating(tensor: Tensor | Stored, device: torch.device | str, dtype: torch.d
         raise UserError(f"{file}: {key} holds no plain floating-point numbers; fetch the file "
                         f"again")
     value = tensor.to(device=device, dtype=dtype)
-    if value.numel() and not value.is_meta and not all(map(math.isfinite, value.aminmax())):
+    if value.numel() and not value.is_meta and not all(map(math.isfinite, value.detach().aminmax())):
         raise UserError(f"{file}: {key} is not finite in {str(dtype).removeprefix('torch.')}; "
                         f"fetch the file again, or try --precision fp32")
     return value

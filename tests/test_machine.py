@@ -1,0 +1,216 @@
+"""Machines as they are: closed streams, ASCII locales, little memory, two runs, what a kill leaves."""
+
+import fcntl
+import multiprocessing
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from test_bad_input import adapters, assert_refused, call, place, written    # noqa: F401
+
+import customttt.errors
+from customttt.errors import UserError, clear_leftovers, run, writing
+from customttt.files.random_model import random_model
+from customttt.media.find import caption_beside
+from customttt.recipes import SPATIAL
+from customttt.run.lock import locked
+from customttt.run.memory import estimate, total
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+# Streams and locales
+
+COMMAND = """
+import sys
+from customttt.errors import UserError, run
+def main():
+    for k in range(20000):
+        print("a line of the log", k, "\\u96ea")
+    open({path!r}, "w").write("done")
+    raise UserError("at the end: \\u96ea") if {fails} else SystemExit(0)
+run(main)
+"""
+
+
+@pytest.mark.parametrize("fails, code", [(True, 2), (False, 0)])
+@pytest.mark.parametrize("shell", ["{} | head -1", "{} >&-", "{} 2>&-", "{} >&- 2>&-",
+                                   "{} <&- >&- 2>&-",
+                                   "LC_ALL=C PYTHONCOERCECLOCALE=0 PYTHONUTF8=0 {} > {out}",
+                                   "PYTHONIOENCODING=ascii:strict {} > {out}"])
+def test_what_cannot_be_shown_loses_no_work(tmp_path, shell, fails, code):
+    (tmp_path / "a.py").write_text(COMMAND.format(path=str(tmp_path / "done"), fails=fails))
+    line = shell.format(f"{sys.executable} {tmp_path}/a.py", out=tmp_path / "out")
+    ended = subprocess.run(["bash", "-c", f"set -o pipefail; {line}"], cwd=ROOT, text=True,
+                           capture_output=True, env=os.environ | {"PYTHONPATH": str(ROOT)})
+    assert (tmp_path / "done").read_text() == "done", ended.stderr
+    assert ended.returncode == code and "Traceback" not in ended.stderr
+    if fails and "2>&-" not in shell:
+        assert "error: at the end: " in ended.stderr
+    if "{out}" in shell:
+        assert "\\u96ea" in (tmp_path / "out").read_text(errors="replace")
+
+
+def test_streams_are_as_before_after_a_command(capsys):
+    before = sys.stdout, sys.stderr
+    run(lambda: print("said"))
+    assert (sys.stdout, sys.stderr) == before and capsys.readouterr().out == "said\n"
+
+
+def test_memory_that_runs_out_is_a_sentence(capsys):
+    def too_much():
+        torch.empty(2 ** 55)
+
+    def full():
+        raise MemoryError
+    for main in (too_much, full):
+        with pytest.raises(SystemExit) as end:
+            run(main)
+        assert end.value.code == 2
+        assert "error: the memory is full; try a smaller --size" in capsys.readouterr().err
+
+
+def test_windows_is_asked_to_flush_a_file_that_may_be_written(tmp_path, monkeypatch):
+    """os.fsync there fails on a file opened for reading alone."""
+    modes = []
+    monkeypatch.setattr(os, "fsync", lambda number: modes.append(
+        fcntl.fcntl(number, fcntl.F_GETFL) & os.O_ACCMODE))
+    with writing(tmp_path / "a.txt") as temporary:
+        temporary.write_text("a")
+    assert modes == [os.O_RDWR]
+
+
+# Numbers
+
+@pytest.mark.parametrize("command, flags", [
+    ("sample", ["--size", "1000000"]), ("sample", ["--size", "65536"]),
+    ("spatial", ["--size", "1000000"]), ("spatial", ["--batch-size", "1000000"])])
+def test_what_needs_more_memory_than_there_is_is_refused_with_the_figure(call, place, command,
+                                                                         flags):
+    code, text = call(command, *flags)
+    assert_refused((code, text), *flags, "GB of memory are needed", "cpu has")
+    assert written(place) == []
+
+
+def test_the_estimate_grows_with_what_is_asked_for():
+    model = random_model()
+    settings = SPATIAL.values(model.unet) | {"batch_size": 16}
+    one = estimate(model, settings | {"size": 512}, training=True, checkpointing=False)
+    two = estimate(model, settings | {"size": 1024}, training=True, checkpointing=False)
+    less = estimate(model, settings | {"size": 1024}, training=True, checkpointing=True)
+    assert 3 < two / one < 5 and less < two
+    assert 2 ** 28 < total(torch.device("cpu")) < 2 ** 44
+
+
+@pytest.mark.parametrize("device", ["meta", "abacus", "cuda:99"])
+def test_a_device_that_is_none(call, device):
+    assert_refused(call("sample", "--device", device), f"--device {device}")
+
+
+@pytest.mark.parametrize("fps, ending", [("60", ".gif"), ("1e9", ".mp4"), ("1e-9", ".webp")])
+def test_fps_that_the_format_cannot_hold_is_refused_before_the_work(call, place, monkeypatch, fps,
+                                                                    ending):
+    monkeypatch.setattr("sample.sample_latents", None)
+    assert_refused(call("sample", "--fps", fps, "--output", place / f"out/a{ending}"), "--fps",
+                   f"a {ending} file holds")
+    assert written(place) == []
+
+
+def test_prompts_that_are_no_text(call):
+    assert_refused(call("sample", "--prompt", "a \udcff bear"), "--prompt", "UTF-8")
+    assert_refused(call("sample", "--negative-prompt", "x" * 20_000), "--negative-prompt",
+                   "20000 characters")
+
+
+def test_a_caption_of_12_megabytes(tmp_path):
+    (tmp_path / "a.txt").write_text("bear" * 3_000_000)
+    with pytest.raises(UserError, match=r"a\.txt: too long for a caption \(12000000 bytes\)"):
+        caption_beside(tmp_path / "a.png")
+
+
+def test_a_video_that_is_not_finite_is_not_written(call, place, monkeypatch):
+    monkeypatch.setattr("sample.sample_latents", lambda *_, **__: [torch.full((1, 4, 2, 8, 8),
+                                                                              float("nan"))])
+    assert_refused(call("sample"), "not finite", "--precision")
+    assert not (place / "out/clip.png").exists()
+
+
+# Runs
+
+def hold(folder: Path, ready, end) -> None:
+    with locked(folder):
+        ready.set()
+        end.wait()
+
+
+def test_a_second_run_in_a_folder_is_refused_until_the_first_is_dead(call, place):
+    context = multiprocessing.get_context("fork")
+    ready, end = context.Event(), context.Event()
+    first = context.Process(target=hold, args=(place / "out", ready, end))
+    first.start()
+    assert ready.wait(30)
+    assert_refused(call("spatial"), f"{place / 'out'}: another run is at work there", "--output")
+    first.kill()
+    first.join()
+    assert (place / "out" / ".lock").exists()       # and holds nobody
+    (place / "out" / ".writing-half.pt").write_bytes(b"half")
+    code, text = call("spatial")
+    assert code == 0, text
+    assert not [name for name in written(place) if name.startswith(".")]
+
+
+def test_a_lock_leaves_nothing(tmp_path):
+    with locked(tmp_path / "new" / "run"):
+        assert (tmp_path / "new" / "run" / ".lock").exists()
+        with pytest.raises(UserError, match="another run"), locked(tmp_path / "new" / "run"):
+            pass
+    assert not (tmp_path / "new" / "run").exists()
+    (tmp_path / "run").mkdir()
+    with pytest.raises(KeyError), locked(tmp_path / "run"):
+        (tmp_path / "run" / "a").touch()
+        raise KeyError
+    assert [p.name for p in (tmp_path / "run").iterdir()] == ["a"]
+
+
+def test_leftovers_are_cleared(tmp_path):
+    for name in (".writing-abc.pt", ".writing-", "kept.pt", ".other"):
+        (tmp_path / name).touch()
+    clear_leftovers(tmp_path)
+    assert sorted(p.name for p in tmp_path.iterdir()) == [".other", "kept.pt"]
+
+
+@pytest.mark.parametrize("spoil", [b"", b"PK\3\4", b"x" * 99])
+def test_a_checkpoint_that_is_empty_or_something_else(call, place, spoil):
+    call("spatial")
+    (place / "out/checkpoint.pt").write_bytes(spoil)
+    for flags in ([], ["--resume"]):
+        assert_refused(call("spatial", *flags), "checkpoint.pt", "another --output")
+
+
+@pytest.mark.parametrize("key, value", [
+    ("step", "1"), ("step", -1), ("cpu", None), ("draws", {}), ("optimizer", []), ("run", []),
+    ("skipped", float("nan")), ("parameters", {})])
+def test_a_checkpoint_whose_entries_are_wrong(call, place, key, value):
+    call("spatial")
+    path = place / "out/checkpoint.pt"
+    content = torch.load(path, weights_only=True)
+    torch.save(content | {key: value}, path)
+    assert_refused(call("spatial", "--resume", "--steps", "2"), "out")
+
+
+def test_parameters_of_a_checkpoint_are_finite_and_of_their_shape(call, place):
+    call("spatial")
+    path = place / "out/checkpoint.pt"
+    content = torch.load(path, weights_only=True)
+    name = next(iter(content["parameters"]))
+    for change in (lambda p: p * float("nan"), lambda p: p[:1]):
+        torch.save(content | {"parameters": content["parameters"] | {
+            name: change(content["parameters"][name])}}, path)
+        assert_refused(call("spatial", "--resume", "--steps", "2"), "checkpoint.pt", "as it was")
+
+
+def test_unfinished_files_have_one_name():
+    assert customttt.errors.UNFINISHED == ".writing-"
