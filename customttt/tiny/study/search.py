@@ -18,6 +18,7 @@ which of the two does the picture follow? -1 is p, 1 is p*. Only layers that rea
 import argparse
 import os
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
@@ -33,11 +34,11 @@ from ...media.clips import contact_sheet, write_video
 from ...model.model import Model
 from ...sampling import sample_video
 from ...stages import TEACHERS
-from ..pretraining.judge import Judge, picture_caption
+from ..pretraining.judge import Judge
 from ..pretraining.measure import measure_trajectory
 from ..world.clips import SIZE, sample_clip
 from ..world.motions import MOTIONS, trajectory_agreement
-from ..world.subjects import COMPOSED, PLAIN, USUAL, Subject
+from ..world.subjects import COMPOSED, PLAIN
 from .scores import METRICS, Combination, combinations, score
 from .study import examine, interval, sample, train_motion, train_subject, write_data
 
@@ -93,7 +94,8 @@ def appearance_follows(model: Model, judge: Judge, layer: int, k: int, seed: int
     cosines with the two captions over their distance."""
     own = sample_clip(Generator().manual_seed(seed + k), kinds=tuple(COMPOSED))
     kind = [kind for kind in COMPOSED if kind != own.subject.kind][k % 3]
-    p, star = own.image_caption, picture_caption(Subject(kind, USUAL[kind]), own.scene)
+    p = own.image_caption
+    star = replace(own, subject=replace(own.subject, kind=kind)).image_caption
     captions = judge.embed_captions([p, star])
     frames = probed(model, p, star, layer, 1, seed + k)
     a, b = (judge.embed_frames(frames) @ captions.T)[0].tolist()
