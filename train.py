@@ -17,6 +17,7 @@ import torch
 
 from customttt.draws import stream_seed
 from customttt.errors import UserError, run
+from customttt.paper.systems import COMPARED
 from customttt.run.checkpoint import CHECKPOINT, check_folder
 from customttt.run.data import OUTPUT
 from customttt.run.lock import locked
@@ -41,12 +42,14 @@ def train(stage: Stage, args: argparse.Namespace) -> bool:
 
     metadata = job.metadata | {"kind": stage.kind, "prompt": job.prompt, "base_model": model.name,
                                "scale": 1, "recipe": settings}
+    parameters = stage.parameters(model)
     finished = fit(Run(
-        args.output, model.unet, stage.parameters(model),
+        args.output, model.unet, parameters,
         step=partial(stage.step, model.unet, *job.inputs, settings),
         save=partial(stage.save, model), draw_sheet=draw_sheet, settings=settings,
         metadata=metadata, precision=precision, seed=args.seed,
-        checkpoint_every=args.checkpoint_every, sheet_every=args.sheet_every), args.resume)
+        checkpoint_every=args.checkpoint_every, sheet_every=args.sheet_every,
+        groups=stage.groups(parameters, settings)), args.resume)
     print(f"trained: {args.output / 'adapter.safetensors'}" if finished else
           "stopped and saved; go on with the same command and --resume")
     return finished
@@ -56,7 +59,9 @@ def parser_of(stage: Stage | None) -> argparse.ArgumentParser:
     """The flags of a stage; None: those that all stages share."""
     parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--stage", choices=list(STAGES), help="default: all, one after the other")
+    parser.add_argument("--stage", choices=[*STAGES, *COMPARED], metavar="STAGE",
+                        help=f"{', '.join(STAGES)} (default: all, one after the other); or of the "
+                        f"systems that the paper compares with: {', '.join(COMPARED)}")
     add_model_flags(parser)
     parser.add_argument("--output", type=Path, help="folder (default: output/STAGE)")
     parser.add_argument("--resume", action="store_true", help="go on from the last checkpoint")
@@ -88,11 +93,11 @@ def parse(stage: Stage | None) -> argparse.Namespace:
 
 def main() -> None:
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    first.add_argument("--stage", choices=list(STAGES))
+    first.add_argument("--stage", choices=[*STAGES, *COMPARED])
     chosen = first.parse_known_args()[0].stage
     if chosen is None and parse(None).output is not None:       # flags that all stages share, only
         raise UserError("--output: goes with --stage")
-    for stage in STAGES.values() if chosen is None else [STAGES[chosen]]:
+    for stage in STAGES.values() if chosen is None else [(STAGES | COMPARED)[chosen]]:
         args = parse(stage)
         if args.output is None:
             args.output = OUTPUT / stage.name

@@ -51,6 +51,10 @@ class Draws:
         """An anchor frame of z (b 4 f h w)."""
         return torch.randint(z.shape[2], (), generator=self.stream["noise"]).item()
 
+    def chance(self, p: float) -> bool:
+        """True with probability p."""
+        return torch.rand((), generator=self.stream["noise"]).item() < p
+
     def state(self) -> dict[str, Tensor]:
         return {name: generator.get_state() for name, generator in self.stream.items()}
 

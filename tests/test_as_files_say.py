@@ -160,6 +160,14 @@ def test_what_is_in_a_folder_is_used_or_named(tmp_path, recwarn):
                     f"(its ending says no image), 10_cat/d.raw (its ending says no image)")
 
 
+def test_repeats_in_the_names_of_folders_are_said_not_to_count(tmp_path):
+    for name in ("10_cat/a.png", "2_dog/b.png"):
+        (tmp_path / name).parent.mkdir()
+        (tmp_path / name).touch()
+    with pytest.warns(UserWarning, match="each image counts once, whatever number"):
+        assert len(find_files([tmp_path], IMAGE_ENDINGS, "image")) == 2
+
+
 def test_a_folder_of_what_is_wanted_alone_is_quiet(tmp_path, recwarn):
     for name in ("a.png", "a.txt", "b.JPEG"):
         (tmp_path / name).touch()

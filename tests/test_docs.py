@@ -13,7 +13,7 @@ ROOT = Path(__file__).parent.parent
 DOCS = {str(path.relative_to(ROOT)): path.read_text(encoding="utf-8") for path in
         [ROOT / "README.md", *ROOT.glob("docs/*.md"), *ROOT.glob("weights/**/*.md")]}
 SHIPPED = [*ROOT.glob("customttt/**/*.py"), ROOT / "train.py", ROOT / "sample.py"]
-SOURCES = [*SHIPPED, *ROOT.glob("tests/*.py")]
+SOURCES = [*SHIPPED, *ROOT.glob("tests/**/*.py")]
 FILE = r"(?:customttt|tests|docs|weights/tiny)/[\w./-]*|weights/README\.md|(?:train|sample)\.py"
 NAME = r"[A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*"
 ENDING = r".*\.(?:safetensors|ckpt|bin|txt|json|jsonl|png|mp4|md)"        # of a file, not of a name
@@ -57,7 +57,7 @@ def defined_flags():
     the study has one a stage, too."""
     found = {"--" + name.replace("_", "-") for stage, settings in FULL.items()
              for name in [stage, *settings]}
-    for path in SHIPPED:
+    for path in [*SHIPPED, ROOT / "tests" / "nightly" / "__main__.py"]:
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Call) and getattr(node.func, "attr", "") == "add_argument":
                 found |= {arg.value for arg in node.args if isinstance(arg, ast.Constant)}

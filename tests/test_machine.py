@@ -1,4 +1,4 @@
-"""Machines as they are: closed streams, ASCII locales, little memory, two runs, what a kill leaves."""
+"""Machines as they are: closed streams, ASCII locales, little memory, two runs, leftovers."""
 
 import fcntl
 import multiprocessing
@@ -15,7 +15,7 @@ import customttt.errors
 from customttt.errors import UserError, clear_leftovers, run, writing
 from customttt.files.random_model import random_model
 from customttt.media.find import caption_beside
-from customttt.recipes import SPATIAL
+from customttt.recipes import SPATIAL, TEMPORAL
 from customttt.run.lock import locked
 from customttt.run.memory import estimate, total
 
@@ -103,6 +103,14 @@ def test_the_estimate_grows_with_what_is_asked_for():
     less = estimate(model, settings | {"size": 1024}, training=True, checkpointing=True)
     assert 3 < two / one < 5 and less < two
     assert 2 ** 28 < total(torch.device("cpu")) < 2 ** 44
+
+
+def test_what_was_measured_at_full_size_is_not_refused():
+    """README.md: a step of the temporal stage takes 10.7 GB with --gradient-checkpointing."""
+    with torch.device("meta"):
+        model = random_model(full_size=True)
+    needed = estimate(model, TEMPORAL.values(model.unet), training=True, checkpointing=True)
+    assert 8e9 < needed < 10.7e9
 
 
 @pytest.mark.parametrize("device", ["meta", "abacus", "cuda:99"])

@@ -193,6 +193,16 @@ def test_every_published_list_is_what_it_is():
         assert kind_of(tensors)[0] == name, path.name
 
 
+@pytest.mark.parametrize("content, what", [
+    (b"version https://git-lfs.github.com/spec/v1\noid sha256:0", "a pointer of Git LFS"),
+    (b"\n<!DOCTYPE html><html>", "a web page"), (b"<HTML>", "a web page")])
+def test_what_a_download_leaves_in_the_place_of_weights(folder, content, what):
+    for file in (folder / "unet" / WEIGHTS, folder / "unet" / "diffusion_pytorch_model.bin"):
+        file.write_bytes(content)
+        refused(lambda: load_model(folder), file, what, "fetch it again")
+        file.unlink()
+
+
 # What is only spelled otherwise
 
 def parameters(model):
@@ -255,6 +265,8 @@ def test_a_folder_of_animatediffpipeline(folder, tmp_path):
     unet.save_pretrained(apart / "unet")
     assert same(load_model(apart), other)
     assert load_model(apart).unet.config == other.unet.config
+    assert same(load_model(folder, motion_module=apart, vae=apart), load_model(
+        folder, motion_module=apart / "unet", vae=apart / "vae"))
 
 
 def test_a_bundled_embedding_is_named_and_the_lora_applies(tmp_path, model):

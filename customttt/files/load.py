@@ -95,6 +95,7 @@ def read_motion_module(path: str | Path, version: int | None = None) -> MotionFi
     """
     path, heads, length = Path(path), ANIMATEDIFF_V3.heads, None
     if path.is_dir():
+        path = path if (path / "config.json").is_file() else _own_motion(path) or path
         config, file = read_json(path / "config.json"), str(path / "config.json")
         check_fixed(config, MOTION_FIXED, file)
         heads = whole(config, "motion_num_attention_heads", file, MOST_HEADS, default=heads)
@@ -229,6 +230,7 @@ def _other_vae(path: Path, own: VAE) -> Part:
     """
     config, file = own.config, path
     if path.is_dir():
+        path = path if (path / "config.json").is_file() else path / "vae"       # of a model folder
         config = vae_config(read_json(path / "config.json"), str(path / "config.json"))
         file = _weight_file(path, WEIGHTS)
     if (config.scale, config.latent_channels) != (own.config.scale, own.config.latent_channels):

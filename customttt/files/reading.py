@@ -17,6 +17,9 @@ from .checks import shortened
 
 
 PICKLED = (b"PK", b"\x80")      # how a file of torch.save begins: a zip file, or a pickle
+NO_WEIGHTS = {      # what a download leaves in their place, by its beginning
+    b"version https://git-lfs": "a pointer of Git LFS (see git lfs pull)",
+    b"<!doctype html": "a web page", b"<html": "a web page"}
 FLOATS = {"F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2"}     # as safetensors calls them
 
 
@@ -43,8 +46,11 @@ def is_safetensors(path: Path) -> bool:
     if not path.is_file():
         raise UserError(f"{path}: no such file")
     with path.open("rb") as file:
-        head = file.read(9)
-    return head[8:] == b"{" or path.suffix == ".safetensors" and not head.startswith(PICKLED)
+        head = file.read(40)
+    for start, what in NO_WEIGHTS.items():
+        if head.lstrip().lower().startswith(start):
+            raise UserError(f"{path}: {what}, not the weights themselves; fetch it again")
+    return head[8:9] == b"{" or path.suffix == ".safetensors" and not head.startswith(PICKLED)
 
 
 def read_metadata(path: str | Path) -> dict[str, str]:
@@ -204,7 +210,9 @@ def floating(tensor: Tensor | Stored, device: torch.device | str, dtype: torch.d
         raise UserError(f"{file}: {key} holds no plain floating-point numbers; fetch the file "
                         f"again")
     value = tensor.to(device=device, dtype=dtype)
-    if value.numel() and not value.is_meta and not all(map(math.isfinite, value.detach().aminmax())):
+    if value.is_meta or not value.numel():
+        return value
+    if not all(map(math.isfinite, value.detach().aminmax())):
         raise UserError(f"{file}: {key} is not finite in {str(dtype).removeprefix('torch.')}; "
                         f"fetch the file again, or try --precision fp32")
     return value

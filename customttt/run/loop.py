@@ -43,12 +43,13 @@ class Run:
     seed: int
     checkpoint_every: int
     sheet_every: int            # 0: never
+    groups: list[dict] | None = None    # the parameters by learning rate; None: all have one
 
 
 def fit(run: Run, resume: bool) -> bool:
     """Train to `steps`. Returns False if Ctrl-C ended it early (everything is saved then)."""
     device = next(run.module.parameters()).device
-    optimizer = Lion(run.parameters.values(), run.settings["learning_rate"],
+    optimizer = Lion(run.groups or run.parameters.values(), run.settings["learning_rate"],
                      run.settings["betas"], run.settings["weight_decay"])
     scaler = torch.amp.GradScaler(device.type, enabled=run.precision == "fp16")
     torch.manual_seed(stream_seed(run.seed, "dropout"))

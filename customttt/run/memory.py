@@ -9,8 +9,9 @@ from ..errors import UserError
 from ..model.model import Model
 
 # Numbers held at the peak for each number of the first layer's features (of the VAE's, for each of
-# its widest): about three quarters of what was measured, so that nothing that fits is refused.
-SAMPLING, TRAINING, CHECKPOINTED, DECODING = 150, 1200, 500, 20
+# its widest): three quarters of what was measured at full size (README.md), so that nothing that
+# fits is refused. The tiny model holds twice as much.
+SAMPLING, TRAINING, CHECKPOINTED, DECODING = 50, 700, 190, 20
 
 
 def check_memory(model: Model, settings: dict, training: bool, checkpointing: bool = False) -> None:
@@ -20,7 +21,9 @@ def check_memory(model: Model, settings: dict, training: bool, checkpointing: bo
         flags = ", ".join(f"--{name.replace('_', '-')} {settings[name]}"
                           for name in ("size", "frames", "batch_size") if name in settings)
         raise UserError(f"{flags}: about {needed / 1e9:,.0f} GB of memory are needed, and "
-                        f"{model.device} has {there / 1e9:,.0f}; give smaller ones")
+                        f"{model.device} has {there / 1e9:,.0f}; give smaller ones"
+                        + (" or --gradient-checkpointing" if training and not checkpointing
+                           else ""))
 
 
 def estimate(model: Model, settings: dict, training: bool, checkpointing: bool) -> float:

@@ -46,5 +46,8 @@ class Stage:
             parameter.requires_grad_(True)
         return parameters
 
+    def groups(self, parameters: dict[str, nn.Parameter], settings: dict) -> list[dict] | None:
+        """The parameters by learning rate ("params" and "lr"), where there are several."""
+
     def save(self, model: Model, path: Path, metadata: dict) -> None:
         save_lora(model.unet, path, metadata, self.trained)

@@ -1,4 +1,4 @@
-"""What hurts: kills, spoilt files, full disks, two at once, much at once. `python -m tests.nightly`.
+"""What hurts: kills, spoilt files, full disks, two at once, much at once.
 
-A small share of each runs in pytest (test_nightly.py).
+`python -m tests.nightly` runs it. A small share of each runs in pytest (test_nightly.py).
 """

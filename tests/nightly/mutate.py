@@ -9,9 +9,10 @@ from collections.abc import Callable
 
 import torch
 
-ODD = [None, True, False, 0, 1, -1, 2, 3, 7, 0.5, -0.0, 1e-300, 1e308, float("nan"), float("inf"),
-       2 ** 31, -2 ** 31, 2 ** 40, 2 ** 63, 10 ** 30, "", "x", "\ud800", "None", "320", [], [[]], {},
-       [1], [0] * 4, [-1] * 4, [2 ** 40] * 4, ["a"] * 4, [320.0] * 4, {"a": 1}, [None] * 4, "a" * 5000]
+ODD = [None, True, False, 0, 1, -1, 2, 3, 7, 0.5, -0.0, 1e-300, 1e308, float("nan"),
+       float("inf"), 2 ** 31, -2 ** 31, 2 ** 40, 2 ** 63, 10 ** 30, "", "x", "\ud800", "None",
+       "320", [], [[]], {}, [1], [0] * 4, [-1] * 4, [2 ** 40] * 4, ["a"] * 4, [320.0] * 4, {"a": 1},
+       [None] * 4, "a" * 5000]
 NUMBERS = [b"\0", b"\xff", b"\x7f", b"\x80", b"\x7f\xff\xff\xff", b"\xff\xff\xff\xff", b"\0\0\0\0",
            b"\xff" * 8, b"\0\0\0\x01", b"\x01\0\0\0", b"\x80\0\0\0", b"\0" * 16]
 
@@ -77,7 +78,8 @@ def spoil_safetensors(data: bytes, rng: random.Random) -> bytes:
         entries = [v for k, v in json.loads(header).items() if k != "__metadata__"]
         start, end = rng.choice(entries)["data_offsets"]
         if end > start:
-            some = rng.choice([b"\xff", b"\x7f", b"\0\0\x80\x7f", b"\0\0\xc0\x7f", b"\0\x7c", b"\0\x7e"])
+            some = rng.choice([b"\xff", b"\x7f", b"\0\0\x80\x7f", b"\0\0\xc0\x7f", b"\0\x7c",
+                               b"\0\x7e"])
             at = rng.randrange(start, end) // 4 * 4
             body[at:at + len(some)] = some
     else:

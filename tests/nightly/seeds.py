@@ -31,8 +31,8 @@ from customttt.model.vae import VAE
 from customttt.run import checkpoint, data, loop
 
 CASES = Path(__file__).resolve().parents[1] / "cases"
-IMAGES = ("png", "jpg", "webp", "gif", "tif", "bmp", "avif", "tga", "jp2", "ppm", "ico", "psd", "qoi",
-          "pcx", "sgi")
+IMAGES = ("png", "jpg", "webp", "gif", "tif", "bmp", "avif", "tga", "jp2", "ppm", "ico",
+          "icns", "qoi", "pcx", "sgi")
 CODECS = {"mp4": ("libx264", "yuv420p"), "webm": ("libvpx-vp9", "yuv420p"),
           "avi": ("mpeg4", "yuv420p"), "mkv": ("ffv1", "bgra"), "mov": ("png", "rgba"),
           "mpg": ("mpeg2video", "yuv420p"), "ts": ("libx264", "yuv420p10le")}
@@ -136,8 +136,6 @@ def _images(folder: Path) -> list[Seed]:
     for ending in IMAGES:
         path = folder / "images" / f"a.{ending}"
         path.parent.mkdir(exist_ok=True)
-        if ending == "psd":
-            path = path.with_suffix(".icns")
         image.save(path, **({"icc_profile": icc} if ending in ("png", "jpg", "tif") else {}))
         seeds.append(Seed(path, path, lambda p: read_image(p, 32)))
     exif = Image.Exif()
@@ -195,7 +193,8 @@ def _models(folder: Path) -> list[Seed]:
     single |= {keys.original_text(n): p for n, p in model.text_encoder.named_parameters()}
     motion = {keys.original_motion(n): p for n, p in model.unet.named_parameters()
               if keys.is_motion(n)}
-    tables = {key.replace(".transformer_blocks", ".temporal_transformer.transformer_blocks").replace(
+    inner = ".temporal_transformer.transformer_blocks"
+    tables = {key.replace(".transformer_blocks", inner).replace(
         "pos_embed", f"attention_blocks.{k}.pos_encoder"): value.clone()
         for key, value in position_tables(model.unet).items() for k in (0, 1)}
     shutil.copytree(whole / "tokenizer", folder / "models" / "tokenizer")
@@ -228,16 +227,16 @@ def _loras(folder: Path) -> list[Seed]:
     save_lora(unet, place / "spatial.safetensors", {"kind": "spatial"}, names=("spatial",))
     paths = [place / "ours.safetensors"]
     for target in TARGETS:
-        paths += export(place / ("spatial" if target == "kohya" else "ours.safetensors").replace(
-            "spatial", "spatial.safetensors"), target)
+        name = "spatial.safetensors" if target == "kohya" else "ours.safetensors"
+        paths += export(place / name, target)
     peft = place / "peft"
     peft.mkdir()
     tensors = load_file(next(p for p in paths if ".diffusers" in p.name))
     save_file({"base_model.model." + key.removeprefix("unet."): value
                for key, value in tensors.items()}, peft / "adapter_model.safetensors")
     (peft / "adapter_config.json").write_text(json.dumps({
-        "peft_type": "LORA", "r": 2, "lora_alpha": 4, "use_rslora": False, "target_modules": ["to_q"],
-        "alpha_pattern": {"to_k": 8}, "rank_pattern": {}}))
+        "peft_type": "LORA", "r": 2, "lora_alpha": 4, "use_rslora": False,
+        "target_modules": ["to_q"], "alpha_pattern": {"to_k": 8}, "rank_pattern": {}}))
     return [*(Seed(path, path, use_lora, 3) for path in paths),
             *(Seed(path, peft, lambda p: use_lora(p / "adapter_model.safetensors"), 4)
               for path in peft.iterdir())]

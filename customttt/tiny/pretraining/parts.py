@@ -15,10 +15,11 @@ from ...files.reading import fill, read_json, read_tensors
 from ...files.save import save_part
 from ...files.tokenizers import read_tokenizer
 from ...model.clip import CLIP, TextEncoder
-from ...model.config import MotionConfig, VisionConfig
+from ...model.config import MotionConfig
 from ...model.tokenizer import Tokenizer
 from ...model.unet import UNet
 from ...model.vae import VAE
+from ...paper.clip import load_clip as load_towers
 
 
 def save_clip(clip: CLIP, tokenizer: Tokenizer, folder: Path) -> None:
@@ -40,17 +41,8 @@ def save_clip(clip: CLIP, tokenizer: Tokenizer, folder: Path) -> None:
 
 def load_clip(folder: str | Path) -> tuple[CLIP, Tokenizer]:
     """Both towers, and the tokenizer beside them."""
-    folder = Path(folder) / "clip"
-    config = read_json(folder / "config.json")
-    vision = config["vision_config"]
-    text = text_config(config["text_config"], str(folder / "config.json"))
-    with torch.device("meta"):
-        clip = CLIP(text, VisionConfig(vision["hidden_size"], vision["num_hidden_layers"],
-                                       vision["num_attention_heads"], vision["intermediate_size"],
-                                       vision["image_size"], vision["patch_size"]),
-                    config["projection_dim"])
-    filled(clip, folder / "model.safetensors", keys.public_clip)
-    return clip.eval(), read_tokenizer(folder.parent / "tokenizer", text.length)
+    embedder = load_towers(Path(folder) / "clip")
+    return embedder.clip, embedder.tokenizer
 
 
 def load_text_encoder(folder: Path) -> tuple[TextEncoder, Tokenizer]:

@@ -1,0 +1,224 @@
+"""DreamVideo (Wei et al. 2023), as VGen's code has it, on this base model: a learned word, an
+identity adapter, a motion adapter.
+
+  dreamvideo-word        textual inversion: "a *", the vector of * is trained
+  dreamvideo-identity    adapters beside the cross-attentions; images, the word frozen
+  dreamvideo-motion      adapters beside both attentions and the feed-forward of each motion module;
+                         a video; conditioned on the CLIP embedding of a random frame
+
+Trainable parameters at Stable Diffusion 1.5's size, with AnimateDiff v3 and CLIP ViT-B/32: 768 +
+12,409,120 + 83,997,600. The paper prints 85M. On its own base, ModelScope's model with CLIP
+ViT-H/14, VGen's code makes 1,024 + 12,409,120 + 77,966,496: motion modules are narrower there, the
+condition is wider. Left out here: VGen's offset noise and masks of the subject, which no other
+system here has. Its AdamW is Lion here, at a tenth of the rates.
+Axes: n images or clips, f frames, h w latent rows and columns, d width.
+"""
+
+import json
+from argparse import ArgumentParser, Namespace
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from ..diffusion import add_noise
+from ..draws import Draws
+from ..errors import UserError, writing
+from ..files.lora_files import find_lora
+from ..files.reading import read_tensors
+from ..losses import noise_loss, spatial_loss
+from ..media.clips import to_images
+from ..model.clip import TextEncoder
+from ..model.model import Model
+from ..model.unet import UNet
+from ..recipes import SPATIAL as IMAGES, TEMPORAL as CLIPS, Recipe, Setting
+from ..run.data import OUTPUT, add_data_flags, prepare_spatial, prepare_temporal
+from ..run.stage import Job, Stage
+from ..sampling import decode_frames, sample_video
+from ..stages import Backward
+from .adapters import LearnedWord, adapter_parameters, appearance, put_identity, put_motion
+from .clip import load_clip
+
+WORD = "*"      # the placeholder, in prompts
+NO_LORA = {"spatial_layers": (), "temporal_layers": (), "rank": 1, "dropout": 0.0}
+
+
+# ---------------------------------------------------------------------------------- the word
+
+def put_word(model: Model, vector: Tensor | None = None, start: str = "") -> LearnedWord:
+    """Let WORD mean this vector in the text encoder; to begin with, the first token of `start`."""
+    encoder, ids = model.text_encoder, model.tokenizer.encode(WORD)
+    if vector is None:
+        vector = encoder.token_embedding.weight[model.tokenizer.encode(start)[0]]
+    encoder.token_embedding = LearnedWord(encoder.token_embedding, ids[0], vector)
+    return encoder.token_embedding.to(model.device)
+
+
+def word_step(unet: UNet, z: Tensor, encode: Callable[[], Tensor], settings: dict, draw: Draws,
+              backward: Backward) -> None:
+    """Gal et al. (2022), equation 2: the word that makes the images likely. z (n 4 1 h w)."""
+    i = draw.some(len(z), settings["batch_size"])
+    c = encode().expand(len(i), -1, -1)
+    backward(spatial_loss(unet, z[i], c, draw.noise_like(z[i]), draw.timesteps(z[i])))
+
+
+def prepare_word(model: Model, settings: dict, args: Namespace) -> Job:
+    job = prepare_spatial(model, settings | NO_LORA, args)
+    # "a teddy bear": bear. The UNet keeps it: the text encoder is freed before training.
+    model.unet.word = put_word(model, start=job.prompt.split()[-1])
+    encoder: TextEncoder = model.text_encoder
+    ids = model.tokenizer([f"a {WORD}"]).to(model.device)
+    return Job((job.inputs[0], lambda: encoder(ids)), f"a {WORD}", without_lora(job))
+
+
+def without_lora(job: Job) -> dict:
+    return {"data_sha256": job.metadata["data_sha256"]}
+
+
+def save_parameters(parameters: dict[str, nn.Parameter], path: Path, metadata: dict) -> None:
+    with writing(path) as temporary:
+        save_file({name: p.detach().cpu().contiguous() for name, p in parameters.items()},
+                  temporary, {key: json.dumps(value) for key, value in metadata.items()})
+
+
+class Word(Stage):
+    """Trains one vector of the text encoder. Its contact sheet has the prompt as it began."""
+
+    def parameters(self, model: Model) -> dict[str, nn.Parameter]:
+        model.unet.requires_grad_(False)
+        model.unet.word.vector.requires_grad_(True)
+        return {"word": model.unet.word.vector}
+
+    def save(self, model: Model, path: Path, metadata: dict) -> None:
+        save_parameters({"word": model.unet.word.vector}, path, metadata)
+
+
+# ---------------------------------------------------------------------------------- the adapters
+
+class Adapted(Stage):
+    """Trains adapters: `trained` says which."""
+
+    def parameters(self, model: Model) -> dict[str, nn.Parameter]:
+        model.unet.requires_grad_(False)
+        parameters = adapter_parameters(model.unet, *self.trained)
+        for parameter in parameters.values():
+            parameter.requires_grad_(True)
+        return parameters
+
+    def save(self, model: Model, path: Path, metadata: dict) -> None:
+        save_parameters(adapter_parameters(model.unet, *self.trained), path, metadata)
+
+
+def add_identity_flags(parser: ArgumentParser) -> None:
+    add_data_flags(parser)
+    parser.add_argument("--word", type=Path, default=OUTPUT / "dreamvideo-word", metavar="FILE",
+                        help="what --stage dreamvideo-word wrote (default: %(default)s)")
+
+
+def prepare_identity(model: Model, settings: dict, args: Namespace) -> Job:
+    """Images, and the prompt "a *" with the learned word in it."""
+    job = prepare_spatial(model, settings | NO_LORA, args)
+    put_word(model, read_word(args.word))
+    put_identity(model.unet)
+    z = job.inputs[0]
+    c = model.encode_text([f"a {WORD}"]).expand(len(z), -1, -1)
+    return Job((z, c), f"a {WORD}", without_lora(job))
+
+
+def read_word(path: Path) -> Tensor:
+    file = find_lora(path, "--word", "run --stage dreamvideo-word first")
+    tensors = read_tensors(file)
+    if tensors.keys() != {"word"}:
+        raise UserError(f"--word {file}: not what --stage dreamvideo-word trains")
+    return tensors["word"]
+
+
+def identity_step(unet: UNet, z: Tensor, c: Tensor, settings: dict, draw: Draws,
+                  backward: Backward) -> None:
+    """The noise in single images, motion modules out."""
+    i = draw.some(len(z), settings["batch_size"])
+    backward(spatial_loss(unet, z[i], c[i], draw.noise_like(z[i]), draw.timesteps(z[i])))
+
+
+def add_motion_flags(parser: ArgumentParser) -> None:
+    add_data_flags(parser)
+    parser.add_argument("--clip", type=Path, default=Path("weights/tiny/clip"), metavar="M",
+                        help="CLIP whose image embeddings guide the motion (default: %(default)s)")
+
+
+def prepare_motion(model: Model, settings: dict, args: Namespace) -> Job:
+    """A video, and the CLIP embedding of each of its frames: here a unit vector, of the frame as
+    the VAE gives it back."""
+    job = prepare_temporal(model, settings | NO_LORA, args)
+    z, c = job.inputs
+    embedder = load_clip(args.clip, model.device)
+    a = torch.stack([embedder.embed_images(to_images(decode_frames(model, each[None])))
+                     for each in z])                                         # (n f d_a)
+    put_motion(model.unet, a.shape[2])
+    return Job((z, c, a, model.encode_text([""])), job.prompt, without_lora(job))
+
+
+def motion_step(unet: UNet, z: Tensor, c: Tensor, a: Tensor, empty: Tensor, settings: dict,
+                draw: Draws, backward: Backward) -> None:
+    """The noise in a clip, guided by a random frame of it, so that the adapters need not learn its
+    appearance; text and guidance are dropped half of the time. a (n f d_a)."""
+    i = draw.some(len(z), 1)
+    eps, t = draw.noise_like(z[i]), draw.timesteps(z[i], settings["least_timestep"])
+    text = empty if draw.chance(settings["drop_text"]) else c[i]
+    guide = a[i, draw.frame(z)] * (0 if draw.chance(settings["drop_guide"]) else 1)
+    with appearance(unet, guide):
+        backward(noise_loss(unet(add_noise(z[i], eps, t), t, text), eps))
+
+
+def load_dreamvideo(model: Model, word: Path, identity: Path, motion: Path) -> None:
+    """What the three stages trained, all on the model."""
+    put_word(model, read_word(word))
+    put_identity(model.unet)
+    tensors = {kind: read_tensors(find_lora(path, kind)) for kind, path in (
+        ("identity", identity), ("motion", motion))}
+    put_motion(model.unet, next((tensor.shape[1] for name, tensor in tensors["motion"].items()
+                                 if name.endswith("condition_linear.weight")), 1))
+    for kind, path in (("identity", identity), ("motion", motion)):
+        parameters = adapter_parameters(model.unet, kind)
+        if parameters.keys() != tensors[kind].keys():
+            raise UserError(f"{path}: not what --stage dreamvideo-{kind} trains on this model")
+        for name, parameter in parameters.items():
+            parameter.data.copy_(tensors[kind][name])
+
+
+def sample_dreamvideo(model: Model, prompt: str, a: Tensor, guidance: float,
+                      **arguments) -> Tensor:
+    """uint8 (f H W 3) for a prompt with * in it, guided by an image of the subject, a (1 d_a); the
+    half of the batch without prompt has zeros for it, as in VGen."""
+    both = a if guidance == 1 else torch.cat([torch.zeros_like(a), a])
+    with appearance(model.unet, both):
+        return sample_video(model, prompt, guidance=guidance, **arguments)
+
+
+def recipe(base: Recipe, rate: float, steps: int, tiny_rate: float,
+           more: dict[str, Setting]) -> Recipe:
+    """A stage's recipe without LoRA; VGen's numbers, its AdamW rates over 10 for Lion."""
+    lora = {*NO_LORA, "debiased"}
+    own = {"learning_rate": Setting(rate, "VGen: ten times as much with AdamW", "of Lion"),
+           "steps": Setting(steps, "VGen", "training steps"),
+           "weight_decay": Setting(0.0, "VGen", "of Lion", zero=True)}
+    return Recipe({k: v for k, v in base.full.items() if k not in lora} | own | more,
+                  {k: v for k, v in base.tiny.items() if k not in lora and k != "steps"} | {
+                      "learning_rate": Setting(tiny_rate, "tiny: learns in the steps below"),
+                      "steps": Setting(250, "tiny: as the stages of CustomTTT")})
+
+
+FOUR = {"batch_size": Setting(4, "VGen", "images a step")}
+DROPPED = {"drop_text": Setting(0.5, "VGen: p_zero", "chance of no prompt", zero=True, below=1),
+           "drop_guide": Setting(0.5, "VGen: p_image_zero", "chance of no frame", zero=True,
+                                 below=1)}
+DREAMVIDEO = (
+    Word("dreamvideo-word", "dreamvideo-word", recipe(IMAGES, 1e-5, 3000, 1e-3, FOUR),
+         add_data_flags, prepare_word, word_step, trained=(), rows=((),), motion=False),
+    Adapted("dreamvideo-identity", "dreamvideo-identity", recipe(IMAGES, 1e-6, 1000, 1e-4, FOUR),
+            add_identity_flags, prepare_identity, identity_step, trained=("identity",),
+            rows=((),), motion=False),
+    Adapted("dreamvideo-motion", "dreamvideo-motion", recipe(CLIPS, 1e-6, 3000, 1e-4, DROPPED),
+            add_motion_flags, prepare_motion, motion_step, trained=("motion",), rows=((),)))

@@ -1,0 +1,235 @@
+"""The paper's four metrics, of videos.
+
+  python -m customttt.paper.metrics VIDEO... --prompt "a teddy bear is lifting weights"
+      --images IMAGE_OR_FOLDER... --reference VIDEO [--output scores.json]
+
+  CLIP-T           the frames against the prompt (needs --prompt)
+  CLIP-I           the frames against images of the subject (needs --images)
+  consistency      each frame against the next
+  motion fidelity  tracks against the motion video's (needs --reference): the supplement's equation
+                   1, and the one-sided form of the published code
+
+The first three are VGen's (its script for DreamVideo); --definition loveu has CLIP-T and
+consistency of the LOVEU challenge, which most motion papers report. --clip: the files of
+openai/clip-vit-base-patch32 are what VGen uses, clip-vit-large-patch14 what LOVEU does; without it,
+the tiny world's own. Axes: f frames, d width, n and m tracks, t frames of a track.
+"""
+
+import argparse
+import statistics
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+
+import av
+import torch
+from PIL import Image
+from torch import Tensor
+
+from ..errors import UserError, check_writable, in_words, run
+from ..files.reading import write_json
+from ..media.clips import as_frames, to_images
+from ..media.find import IMAGE_ENDINGS, find_files
+from ..media.videos import read_video
+from .clip import Embedder, load_clip
+from .tracks import FILES, SIDE, TRACKERS, read_tracks
+
+LEAST_TRAVEL = 2.5      # pixels: a track that never leaves its start by more is background
+LOVEU_SIDE = 480        # pixels, square, that LOVEU's script resizes frames to
+
+
+def clip_t(frames: Tensor, text: Tensor) -> float:
+    """Mean cosine of the frames (f d) and the prompt (d), all unit vectors (VGen)."""
+    return (frames @ text).mean().item()
+
+
+def clip_i(frames: Tensor, images: Tensor) -> float:
+    """Mean cosine of the frames (f d) and images of the subject (n d) (VGen)."""
+    return (frames @ images.T).mean().item()
+
+
+def consistency(frames: Tensor) -> float:
+    """Mean cosine of consecutive frames (f d) (VGen)."""
+    return (frames[1:] * frames[:-1]).sum(1).mean().item()
+
+
+def consistency_loveu(frames: Tensor) -> float:
+    """Mean cosine of all pairs of different frames (f d) (LOVEU)."""
+    f = len(frames)
+    return (((frames @ frames.T).sum() - f) / (f * (f - 1))).item()
+
+
+def directions(tracks: Tensor) -> Tensor:
+    """(n t 2) -> unit displacements (n t-1 2); zero where a point stands still, where the
+    published code divides by zero."""
+    steps = tracks.diff(dim=1)
+    length = steps.norm(dim=-1, keepdim=True)
+    return torch.where(length > 1e-6, steps / length.clamp(min=1e-6), 0.0)
+
+
+def correlation(tracks: Tensor, others: Tensor) -> Tensor:
+    """corr of the supplement's equation 1: (n t 2), (m t 2) -> (n m), the mean over time of the
+    cosine of two displacements. Two points that stand still at that time agree; one does not."""
+    a, b = directions(tracks), directions(others)
+    still_a, still_b = ((each == 0).all(-1).float() for each in (a, b))
+    return (torch.einsum("ntc,mtc->nm", a, b) + still_a @ still_b.T) / a.shape[1]
+
+
+def motion_fidelity(tracks: Tensor, reference: Tensor) -> float:
+    """The supplement's equation 1 over 2, so that it is at most 1 (the paper prints 0.56 to 0.75):
+
+      1/2 (1/m sum_{generated} max_{reference} corr + 1/n sum_{reference} max_{generated} corr)
+
+    Points that never move (LEAST_TRAVEL) are left out: they are most of a picture, and have no
+    direction. 0 where one of the clips has no others; 1 where neither has.
+    """
+    check_tracks(tracks, reference)
+    a, b = (each[(each - each[:, :1]).norm(dim=-1).amax(1) > LEAST_TRAVEL]
+            for each in (tracks, reference))
+    if not len(a) or not len(b):
+        return float(len(a) == len(b))
+    corr = correlation(a, b)
+    return ((corr.amax(1).mean() + corr.amax(0).mean()) / 2).item()
+
+
+def motion_fidelity_published(tracks: Tensor, reference: Tensor) -> float:
+    """As the code of Yatim et al. (2024) has it: for each generated track the best cosine, mean.
+
+    1 is subtracted where both tracks have the same number, as there; that needs as many of the one
+    as of the other, which a tracker that loses points does not give.
+    """
+    check_tracks(tracks, reference)
+    similarity = torch.einsum("ntc,mtc->nmt", directions(tracks), directions(reference)).mean(-1)
+    if len(tracks) == len(reference):
+        similarity = similarity - torch.eye(len(tracks))
+    return similarity.amax(1).mean().item()
+
+
+def check_tracks(tracks: Tensor, reference: Tensor) -> None:
+    for each, whose in ((tracks, "the video"), (reference, "--reference")):
+        if not len(each) or each.shape[1] < 2:
+            raise UserError(f"motion fidelity: no tracks through {whose}: a tracker lost all "
+                            f"points; give tracks as a file")
+    if tracks.shape[1] != reference.shape[1]:
+        raise UserError(f"motion fidelity: the video has {tracks.shape[1]} frames and --reference "
+                        f"{reference.shape[1]}; give clips of one length")
+
+
+def clip_scores(embedder: Embedder, frames: Sequence[Image.Image], prompt: str | None,
+                images: Sequence[Image.Image], definition: str = "vgen") -> dict[str, float]:
+    """CLIP-T, CLIP-I and consistency of a clip, those of them that can be had."""
+    if len(frames) < 2:
+        raise UserError("a video has two frames or more; this one has one")
+    if definition == "loveu":
+        frames = [frame.resize((LOVEU_SIDE, LOVEU_SIDE)) for frame in frames]
+    embedded, scores = embedder.embed_images(frames), {}
+    if prompt is not None:
+        scores["CLIP-T"] = clip_t(embedded, embedder.embed_texts([prompt])[0])
+        if definition == "loveu":       # a logit
+            scores["CLIP-T"] *= embedder.clip.logit_scale.exp().item()
+    if images and definition == "vgen":
+        scores["CLIP-I"] = clip_i(embedded, embedder.embed_images(images))
+    between = consistency_loveu if definition == "loveu" else consistency
+    return scores | {"consistency": between(embedded)}
+
+
+def fidelity_scores(tracks: Tensor, reference: Tensor) -> dict[str, float]:
+    return {"motion fidelity": motion_fidelity(tracks, reference),
+            "motion fidelity (published)": motion_fidelity_published(tracks, reference)}
+
+
+def read_frames(path: Path) -> list[Image.Image]:
+    """Every frame of a video file as it is stored, as the reference reads it."""
+    try:
+        with av.open(str(path)) as container:
+            return [frame.to_image() for frame in container.decode(video=0)]
+    except (OSError, av.FFmpegError, IndexError, ValueError) as error:
+        raise UserError(f"{path}: not a video that can be read ({in_words(error)})") from error
+
+
+def open_image(path: Path) -> Image.Image:
+    """An image as the reference opens it."""
+    try:
+        with warnings.catch_warnings(), Image.open(path) as image:
+            warnings.simplefilter("ignore")
+            return image.convert("RGB")
+    except (OSError, ValueError, SyntaxError) as error:
+        raise UserError(f"{path}: not an image that can be read ({in_words(error)})") from error
+
+
+def reference_tracks(path: Path, frames: int, args: argparse.Namespace) -> Tensor:
+    """Of the motion video: its first `frames` frames at --fps, as --stage temporal sees them."""
+    if path.suffix in FILES:
+        return read_tracks(path)
+    pixels = read_video(path, frames, args.fps, SIDE)
+    return TRACKERS[args.tracker](to_images(as_frames(pixels.transpose(0, 1))))
+
+
+def table(rows: dict[str, dict[str, float]]) -> str:
+    """One row a video, and their mean."""
+    columns = list(next(iter(rows.values())))
+    lines = ["| | " + " | ".join(columns) + " |", "|---" * (len(columns) + 1) + "|"]
+    mean = {name: statistics.mean(scores[name] for scores in rows.values()) for name in columns}
+    for name, scores in (rows | ({"mean": mean} if len(rows) > 1 else {})).items():
+        lines.append(f"| {name} | " + " | ".join(f"{scores[each]:.4f}" for each in columns) + " |")
+    return "\n".join(lines)
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("videos", nargs="+", type=Path, metavar="VIDEO")
+    parser.add_argument("--prompt", nargs="+", help="one for all videos, or one for each")
+    parser.add_argument("--images", nargs="+", type=Path, metavar="PATH", default=[],
+                        help="of the subject")
+    parser.add_argument("--reference", type=Path, metavar="VIDEO_OR_TRACKS", help="of the motion")
+    parser.add_argument("--clip", type=Path, default=Path("weights/tiny/clip"), metavar="M",
+                        help="folder or file of a CLIP (default: %(default)s)")
+    parser.add_argument("--definition", choices=["vgen", "loveu"], default="vgen")
+    parser.add_argument("--tracker", choices=list(TRACKERS), default="lucas-kanade")
+    parser.add_argument("--tracks", nargs="+", type=Path, metavar="FILE",
+                        help="of the videos, in place of --tracker: .npy, .pt, (points, frames, 2)")
+    parser.add_argument("--fps", type=float, default=8.0,
+                        help="frames a second that are taken of --reference (default: %(default)s)")
+    parser.add_argument("--device", default="cpu", help="default: %(default)s")
+    parser.add_argument("--output", type=Path, metavar="FILE", help="the scores as JSON")
+    args = parser.parse_args()
+    for flag, given in (("--prompt", args.prompt), ("--tracks", args.tracks)):
+        if given and len(given) != len(args.videos) and not (flag == "--prompt" and len(given) < 2):
+            raise UserError(f"{flag}: {len(given)} for {len(args.videos)} videos; give one for "
+                            f"each")
+    return args
+
+
+def main() -> None:
+    args = parse()
+    if args.output is not None:
+        check_writable(args.output)
+    embedder = load_clip(args.clip, args.device)
+    images = [open_image(file) for file in find_files(args.images, IMAGE_ENDINGS, "image")]
+    prompts = args.prompt or [None]
+    rows, references = {}, {}
+    for k, video in enumerate(args.videos):
+        frames = read_frames(video)
+        try:
+            scores = clip_scores(embedder, frames, prompts[k % len(prompts)], images,
+                                 args.definition)
+            if args.reference is not None:
+                length = len(frames)
+                if length not in references:
+                    references[length] = reference_tracks(args.reference, length, args)
+                tracks = (read_tracks(args.tracks[k]) if args.tracks else
+                          TRACKERS[args.tracker](frames))
+                scores |= fidelity_scores(tracks, references[length])
+        except UserError as error:
+            raise UserError(f"{video}: {error}") from error
+        rows[str(video)] = scores
+    print(table(rows))
+    if args.output is not None:
+        write_json({"clip": args.clip.name, "definition": args.definition,
+                    "tracker": "file" if args.tracks else args.tracker, "videos": rows},
+                   args.output)
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,224 @@
+"""The paper's metrics are the published scripts': transformers' CLIP, NumPy transcriptions."""
+
+import json
+import shutil
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from test_keys import B32, L14
+from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel
+
+from customttt.errors import UserError
+from customttt.media.clips import to_images, write_video
+from customttt.paper import metrics, tracks
+from customttt.paper.clip import architecture, load_clip
+from customttt.tiny.world.clips import make_clip, render
+from customttt.tiny.world.motions import HELD_OUT_MOTIONS
+from customttt.tiny.world.subjects import HELD_OUT_SUBJECTS
+
+np = pytest.importorskip("numpy")
+KEYS = Path(__file__).parent / "keys"
+PROMPT = "a red ball is moving left on the snow"
+
+
+def pictures(n, width, height, seed=0):
+    """Soft noise, another in each frame."""
+    noise = torch.rand(n, 3, height // 8, width // 8, generator=torch.Generator().manual_seed(seed))
+    large = torch.nn.functional.interpolate(noise, (height, width), mode="bicubic").clamp(0, 1)
+    return to_images((large * 255).to(torch.uint8).permute(0, 2, 3, 1))
+
+
+# ------------------------------------------------------------------ CLIP, against transformers
+
+def transformers_scores(theirs, processor, embedder, frames, images, prompt):
+    """CLIP-T, CLIP-I and consistency as VGen's script has them; LOVEU's two."""
+    ids = embedder.tokenizer([prompt])
+    with torch.no_grad():
+        out = theirs(input_ids=ids, **processor(images=frames, return_tensors="pt"))
+        of_images = theirs(input_ids=ids, **processor(images=images, return_tensors="pt"))
+        small = [frame.resize((480, 480)) for frame in frames]
+        loveu = theirs(input_ids=ids, **processor(images=small, return_tensors="pt"))
+    f, text, i = (each.numpy() for each in (out.image_embeds, out.text_embeds[0],
+                                            of_images.image_embeds))
+    pairs = loveu.image_embeds.numpy() @ loveu.image_embeds.numpy().T
+    np.fill_diagonal(pairs, 0)
+    return ({"CLIP-T": f.mean(0) @ text, "CLIP-I": np.mean([each @ f.mean(0) for each in i]),
+             "consistency": np.mean([a @ b for a, b in zip(f, f[1:])])},
+            {"CLIP-T": loveu.logits_per_image.mean().item(),
+             "consistency": pairs.sum() / (len(f) * (len(f) - 1))})
+
+
+def assert_scores_agree(theirs, processor, embedder):
+    frames, images = pictures(4, 320, 256), pictures(2, 256, 400, seed=1)
+    vgen, loveu = transformers_scores(theirs, processor, embedder, frames, images, PROMPT)
+    for definition, expected in (("vgen", vgen), ("loveu", loveu)):
+        ours = metrics.clip_scores(embedder, frames, PROMPT, images, definition)
+        print(definition, {key: f"{abs(ours[key] - expected[key]):.1e}" for key in expected})
+        assert ours == pytest.approx(expected, abs=1e-4)
+
+
+def test_the_tiny_clip(model_folder):
+    embedder = load_clip(model_folder / "clip")
+    theirs = CLIPModel.from_pretrained(model_folder / "clip", dtype=torch.float32)
+    assert_scores_agree(theirs, CLIPImageProcessor(
+        size={"shortest_edge": 64}, crop_size={"height": 64, "width": 64}), embedder)
+
+
+def test_vit_b32_at_full_size(model_folder, tmp_path):
+    """Its file as it is published, but with random weights, and no config.json beside it."""
+    shapes = json.loads((KEYS / "clip_vit_b32_as_in_file.json").read_text())
+    generator = torch.Generator().manual_seed(0)
+    tensors = {key: torch.randn(shape, generator=generator) * (shape[-1] ** -0.5 if shape else 1)
+               for key, shape in shapes.items()}
+    for name in ("vocab.json", "merges.txt"):
+        shutil.copy(model_folder / "tokenizer" / name, tmp_path)
+    save_file(tensors, tmp_path / "model.safetensors")
+    embedder = load_clip(tmp_path / "model.safetensors")
+    with torch.device("meta"):
+        theirs = CLIPModel(CLIPConfig(text_config={"eos_token_id": embedder.tokenizer.end}))
+    theirs.load_state_dict({key: value for key, value in tensors.items()
+                            if not key.endswith("position_ids")}, strict=True, assign=True)
+    for part in (theirs.text_model, theirs.vision_model):
+        part.embeddings.position_ids = torch.arange(part.embeddings.position_ids.shape[1])[None]
+    assert_scores_agree(theirs.eval(), CLIPImageProcessor(), embedder)
+
+
+@pytest.mark.parametrize("keys, expected", [("b32", B32), ("l14", L14)])
+def test_the_architecture_is_in_the_shapes(keys, expected):
+    shapes = json.loads((KEYS / f"clip_vit_{keys}_as_in_file.json").read_text())
+    tensors = {key: torch.empty(shape, device="meta") for key, shape in shapes.items()}
+    assert architecture(tensors, {}) == expected
+
+
+# ------------------------------------------------------------------ motion fidelity
+
+def numpy_corr(a, b):
+    """Yatim et al.'s similarity: mean cosine of displacements (n m)."""
+    a, b = (np.diff(each.numpy(), axis=1) for each in (a, b))
+    a, b = (each / np.linalg.norm(each, axis=-1, keepdims=True) for each in (a, b))
+    return np.array([[np.mean([u @ v for u, v in zip(one, other)]) for other in b] for one in a])
+
+
+def walks(n, frames=6, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(n, frames, 2, generator=generator).cumsum(1) * 5
+
+
+def test_fidelity_is_the_formula():
+    a, b = walks(7), walks(5, seed=1)
+    corr = numpy_corr(a, b)
+    assert metrics.motion_fidelity(a, b) == pytest.approx(
+        (np.mean([max(row) for row in corr]) + np.mean([max(row) for row in corr.T])) / 2, abs=1e-6)
+    assert metrics.motion_fidelity_published(a, b) == pytest.approx(
+        np.mean([max(row) for row in corr]), abs=1e-6)
+    same = walks(7, seed=2)                             # as many: the diagonal is subtracted
+    assert metrics.motion_fidelity_published(a, same) == pytest.approx(
+        np.max(numpy_corr(a, same) - np.eye(7), axis=1).mean(), abs=1e-6)
+
+
+def test_points_that_stand_still_make_no_nan():
+    moving, still = walks(4), torch.ones(3, 6, 2)
+    half = torch.cat([moving, still])
+    assert metrics.motion_fidelity(half, half) == pytest.approx(1)
+    assert metrics.motion_fidelity(still, moving) == 0 == metrics.motion_fidelity(moving, still)
+    assert metrics.motion_fidelity(still, still) == 1
+    paused = moving.clone()
+    paused[:, 3] = paused[:, 2]
+    assert metrics.motion_fidelity(paused, paused) == pytest.approx(1)
+    assert metrics.motion_fidelity(paused, moving) < 0.9
+    assert 0 <= metrics.motion_fidelity_published(still, moving) < 1e-6
+
+
+@pytest.mark.parametrize("motion", list(HELD_OUT_MOTIONS)[:4])
+def test_fidelity_follows_the_motion_and_not_the_subject(motion):
+    pytest.importorskip("cv2")
+    a, b, *_ = HELD_OUT_SUBJECTS.values()
+    clip = make_clip(a, HELD_OUT_MOTIONS[motion], "snow", torch.Generator().manual_seed(3))
+    frames = render(clip)
+    reference = tracks.lucas_kanade(to_images(frames))
+
+    def against(other):
+        return metrics.motion_fidelity(tracks.lucas_kanade(to_images(other)), reference)
+    assert metrics.motion_fidelity(reference, reference) == pytest.approx(1)
+    assert against(render(replace(clip, subject=b))) > 0.95
+    assert against(frames.flip(0)) < 0.5
+    assert against(frames[:1].expand(len(frames), -1, -1, -1)) == 0
+
+
+# ------------------------------------------------------------------ the command
+
+@pytest.fixture
+def call(monkeypatch, tmp_path, model_folder, capsys):
+    """call(*flags) -> what it printed; `video` of some frames is there."""
+    for n in (1, 4, 5):
+        frames = torch.stack([torch.roll(torch.rand(
+            64, 64, 3, generator=torch.Generator().manual_seed(1)), 3 * k, 1) for k in range(n)])
+        write_video((frames * 255).to(torch.uint8), tmp_path / f"{n}.mp4")
+
+    def call(*flags):
+        monkeypatch.setattr(sys, "argv", ["metrics", *map(str, flags), "--clip",
+                                          str(model_folder / "clip")])
+        metrics.main()
+        return capsys.readouterr().out
+    return call
+
+
+def test_command(call, tmp_path, model_folder):
+    np.save(tmp_path / "a.npy", walks(4, frames=4).numpy())
+    save_file({"tracks": walks(4, frames=4, seed=1)}, tmp_path / "b.safetensors")
+    printed = call(tmp_path / "4.mp4", "--prompt", PROMPT, "--images",
+                   model_folder / "examples" / "subject", "--reference", tmp_path / "a.npy",
+                   "--tracks", tmp_path / "b.safetensors", "--output", tmp_path / "scores.json")
+    scores = json.loads((tmp_path / "scores.json").read_text())["videos"][str(tmp_path / "4.mp4")]
+    assert list(scores) == ["CLIP-T", "CLIP-I", "consistency", "motion fidelity",
+                            "motion fidelity (published)"]
+    assert all(f"{value:.4f}" in printed for value in scores.values())
+    assert scores["motion fidelity"] == pytest.approx(metrics.motion_fidelity(
+        walks(4, frames=4, seed=1), walks(4, frames=4)))
+    assert "mean" in call(tmp_path / "4.mp4", tmp_path / "5.mp4", "--definition", "loveu")
+
+
+def test_the_reference_video_is_tracked(call, tmp_path):
+    pytest.importorskip("cv2")
+    printed = call(tmp_path / "4.mp4", "--reference", tmp_path / "5.mp4")
+    assert float(printed.splitlines()[-1].split("|")[3]) > 0.8
+
+
+def test_bad_input_is_one_sentence(call, tmp_path, model_folder, monkeypatch):
+    np.save(tmp_path / "long.npy", walks(4, frames=9).numpy())
+    np.save(tmp_path / "none.npy", walks(0, frames=4).numpy())
+    np.save(tmp_path / "flat.npy", np.zeros((4, 2)))
+    save_file({"visual.conv1.weight": torch.ones(2)}, tmp_path / "open_clip.safetensors")
+    video = tmp_path / "4.mp4"
+    for flags, said in (
+            ([tmp_path / "1.mp4"], "two frames or more"),
+            ([video, "--prompt", "a", "b"], "--prompt: 2 for 1 videos"),
+            ([video, "--reference", tmp_path / "flat.npy"], r"shape \(points, frames, 2\)"),
+            ([video, "--reference", tmp_path / "none.npy", "--tracks", tmp_path / "none.npy"],
+             "no tracks through the video"),
+            ([video, "--reference", tmp_path / "none.npy", "--tracks", tmp_path / "long.npy"],
+             "no tracks through --reference"),
+            ([video, "--images", tmp_path / "nobody"], "no such file or folder")):
+        with pytest.raises(UserError, match=said):
+            call(*flags)
+    np.save(tmp_path / "short.npy", walks(4, frames=4).numpy())
+    with pytest.raises(UserError, match="4.mp4: motion fidelity: the video has 4 frames and "
+                                        "--reference 9"):
+        call(video, "--reference", tmp_path / "long.npy", "--tracks", tmp_path / "short.npy")
+    for path, said in (("open_clip.safetensors", "not a CLIP as transformers' CLIPModel saves it"),
+                       ("nowhere", "no CLIP there")):
+        with pytest.raises(UserError, match=said):
+            load_clip(tmp_path / path)
+    shutil.copytree(model_folder / "clip", tmp_path / "clip")
+    config = json.loads((tmp_path / "clip/config.json").read_text())
+    config["vision_config"]["hidden_act"] = "gelu"
+    (tmp_path / "clip/config.json").write_text(json.dumps(config))
+    with pytest.raises(UserError, match="hidden_act is 'gelu'"):
+        load_clip(tmp_path / "clip")
+    monkeypatch.setitem(sys.modules, "cv2", None)
+    with pytest.raises(UserError, match=r"cv2 is not installed: pip install 'customttt\[eval\]'"):
+        call(video, "--reference", video)
