@@ -5,7 +5,7 @@
   python train.py --stage temporal --data VIDEO... --prompt "a man is lifting weights"
   python train.py --stage ttt      --prompt "a teddy bear is lifting weights"
 
-Stage ttt finds what the other two wrote to output/. Every number of the recipe is a flag, shown
+Stage ttt finds what the other two wrote to output/. Every setting of the recipe is a flag, shown
 with its source by `python train.py --stage STAGE --help`.
 """
 
