@@ -10,49 +10,15 @@ with its source by `python train.py --stage STAGE --help`.
 """
 
 import argparse
-from functools import partial
-from pathlib import Path
 
-import torch
-
-from customttt.draws import stream_seed
 from customttt.errors import UserError, run
 from customttt.paper.systems import COMPARED
-from customttt.run.checkpoint import CHECKPOINT, check_folder
+from customttt.run.checkpoint import CHECKPOINT
 from customttt.run.data import OUTPUT
 from customttt.run.lock import locked
-from customttt.run.loop import Run, fit
-from customttt.run.options import add_model_flags, add_recipe_flags, chosen_settings, open_model
-from customttt.run.sheet import sheet_drawer
 from customttt.run.stage import Stage
+from customttt.run.train import add_training_flags, train
 from customttt.stages import STAGES
-
-
-def train(stage: Stage, args: argparse.Namespace) -> bool:
-    """One stage, from its data to its LoRA file. Returns False if Ctrl-C ended it early."""
-    check_folder(args.output, stage.kind, args.resume)
-    model, precision = open_model(args)
-    settings = chosen_settings(args, stage.recipe, model)
-    torch.manual_seed(stream_seed(args.seed, "lora"))
-    job = stage.prepare(model, settings, args)
-    model.unet.gradient_checkpointing = args.gradient_checkpointing
-    draw_sheet = sheet_drawer(model, job.prompt, settings, args.seed, stage.rows, job.above,
-                              stage.motion)
-    model.text_encoder = model.vae.encoder = None       # their work is done: free the memory
-
-    metadata = job.metadata | {"kind": stage.kind, "prompt": job.prompt, "base_model": model.name,
-                               "scale": 1, "recipe": settings}
-    parameters = stage.parameters(model)
-    finished = fit(Run(
-        args.output, model.unet, parameters,
-        step=partial(stage.step, model.unet, *job.inputs, settings),
-        save=partial(stage.save, model), draw_sheet=draw_sheet, settings=settings,
-        metadata=metadata, precision=precision, seed=args.seed,
-        checkpoint_every=args.checkpoint_every, sheet_every=args.sheet_every,
-        groups=stage.groups(parameters, settings)), args.resume)
-    print(f"trained: {args.output / 'adapter.safetensors'}" if finished else
-          "stopped and saved; go on with the same command and --resume")
-    return finished
 
 
 def parser_of(stage: Stage | None) -> argparse.ArgumentParser:
@@ -62,19 +28,7 @@ def parser_of(stage: Stage | None) -> argparse.ArgumentParser:
     parser.add_argument("--stage", choices=[*STAGES, *COMPARED], metavar="STAGE",
                         help=f"{', '.join(STAGES)} (default: all, one after the other); or of the "
                         f"systems that the paper compares with: {', '.join(COMPARED)}")
-    add_model_flags(parser)
-    parser.add_argument("--output", type=Path, help="folder (default: output/STAGE)")
-    parser.add_argument("--resume", action="store_true", help="go on from the last checkpoint")
-    parser.add_argument("--checkpoint-every", type=int, default=100, metavar="STEPS",
-                        help="default: %(default)s")
-    parser.add_argument("--sheet-every", type=int, default=100, metavar="STEPS",
-                        help="draw a contact sheet of samples every so many steps and at the end; "
-                        "0: never (default: %(default)s)")
-    parser.add_argument("--gradient-checkpointing", action="store_true",
-                        help="less memory, more time: each block runs again on the way back")
-    if stage is not None:
-        stage.add_flags(parser.add_argument_group(f"stage {stage.name}"))
-        add_recipe_flags(parser.add_argument_group(f"recipe of stage {stage.name}"), stage.recipe)
+    add_training_flags(parser, stage)
     return parser
 
 

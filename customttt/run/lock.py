@@ -12,9 +12,13 @@ from ..errors import UserError, clear_leftovers, in_words
 NAME = ".lock"
 
 
+class AtWork(UserError):
+    """Another run holds the folder."""
+
+
 @contextlib.contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Make the folder if need be, and hold it; UserError if another run does.
+    """Make the folder if need be, and hold it; AtWork if another run does.
 
     What a killed run had not finished writing is cleared away. The lock's file, and a folder in
     which nothing was written, are gone afterwards.
@@ -24,8 +28,8 @@ def locked(folder: Path) -> Iterator[None]:
         folder.mkdir(parents=True, exist_ok=True)
         file = _open(folder / NAME)
     except BlockingIOError as error:
-        raise UserError(f"{folder}: another run is at work there; wait for its end, or give "
-                        f"another --output") from error
+        raise AtWork(f"{folder}: another run is at work there; wait for its end, or give another "
+                     f"--output") from error
     except OSError as error:
         raise UserError(f"{folder}: cannot be written ({in_words(error)}); choose another place or "
                         f"make room") from error
