@@ -1,40 +1,34 @@
 """The tables as commands: what makes a LoRA or a clip names it, and nothing is made twice."""
 
-import argparse
 import json
 import shutil
 import sys
-from pathlib import Path
+from functools import partial
 
 import pytest
 import torch
 
 from customttt.errors import UserError
-from customttt.files.load import load_model
-from customttt.files.lora_files import save_lora
-from customttt.lora import add_lora
-from customttt.paper import cache, tables
+from customttt.paper import cache, metrics, ranks, rows, tables
+from customttt.paper.intervals import interval
 from customttt.paper.systems import COMPARED
+from customttt.run import train as run_train
 from customttt.stages import STAGES
+from test_commands import finished, program
 
 pytest.importorskip("cv2")
+QUICK = ("--frames", "2", "--size", "32", "--sampling-steps", "1", "--steps", "1")
 
 
 @pytest.fixture
-def trained(monkeypatch, model_folder):
-    """In place of train.py, a random LoRA of the stage; a list of the calls' flags."""
+def trained(monkeypatch):
+    """A list of the stages that are trained."""
     calls = []
 
-    def run_train(*flags):
-        calls.append(flags)
-        given = dict(zip(flags[::2], flags[1::2]))
-        unet = load_model(model_folder).unet
-        torch.manual_seed(len(calls))
-        for kind in ("spatial", "temporal"):
-            if given["--stage"] in (kind, "ttt"):
-                add_lora(unet, kind, (2,), rank=2)
-        save_lora(unet, Path(given["--output"]) / cache.ADAPTER, {"kind": given["--stage"]})
-    monkeypatch.setattr(cache, "run_train", run_train)
+    def train(stage, args):
+        calls.append(stage.name)
+        return run_train.train(stage, args)
+    monkeypatch.setattr(cache, "train", train)
     return calls
 
 
@@ -50,65 +44,245 @@ def protocol(tmp_path, model_folder):
 
 @pytest.fixture
 def call(monkeypatch, tmp_path, protocol, model_folder, capsys):
-    def call(table, *flags):
+    def call(table, *flags, output="out"):
         monkeypatch.setattr(sys, "argv", [
             "tables", str(table), "--protocol", str(protocol), "--model", str(model_folder),
-            "--clip", str(model_folder / "clip"), "--output", str(tmp_path / "out"),
-            "--frames", "2", "--size", "32", "--sampling-steps", "1", *flags])
+            "--clip", str(model_folder / "clip"), "--output", str(tmp_path / output), *QUICK,
+            *flags])
         tables.main()
         return capsys.readouterr().out
     return call
 
 
-def test_table_4(call, trained, tmp_path):
-    """The subject and the motion are learned once, test-time training five times less one."""
-    printed = call(4)
-    stages = [flags[1] for flags in trained]
-    assert sorted(stages) == ["spatial", "temporal", "ttt", "ttt", "ttt", "ttt"]
-    assert "| 5 reference steps |" in printed and "| without test-time training |" in printed
-    first = (tmp_path / "out/table-4.json").read_text()
-    assert call(4).splitlines()[-1] == printed.splitlines()[-1] and len(trained) == 6   # all kept
-    assert (tmp_path / "out/table-4.json").read_text() == first
+class Trained(Exception):
+    @classmethod
+    def now(cls, stage, args):
+        raise cls
+
+
+def test_table_4(call, trained, tmp_path, monkeypatch):
+    """The subject and the motion are learned once, test-time training four times; a second run from
+    an empty cache gives the same bytes."""
+    printed, file = call(4), tmp_path / "out/table-4-seed-0.json"
+    assert sorted(trained) == ["spatial", "temporal", "ttt", "ttt", "ttt", "ttt"]
+    assert "| 5 reference steps |" in printed and "(0.295) |" in printed    # the paper's
+    assert "| *5 reference steps* minus *without test-time training* | " in printed
+    first = file.read_text()
+    assert len(json.loads(first)["clips"]) == 5
+    assert call(4) == printed and len(trained) == 6                         # all kept
     shutil.rmtree(tmp_path / "out/clips")                   # clips are made anew, LoRAs are not
-    call(4)
-    assert (tmp_path / "out/table-4.json").read_text() == first and len(trained) == 6
-    (tmp_path / "data/subject.txt").touch()
-    next((tmp_path / "data/subject").iterdir()).unlink()    # another subject: trained anew
-    call(4)
-    assert len(trained) == 6 + 1 + 4
+    assert call(4) == printed and len(trained) == 6
+    assert file.read_text() == first
+
+    assert call(4, output="other") == printed and len(trained) == 12
+    assert (tmp_path / "other/table-4-seed-0.json").read_text() == first
+    seconds = json.loads(file.with_suffix(".run.json").read_text())["seconds"]
+    assert seconds.keys() == {"loras", "clips", "scores"} and min(seconds.values()) > 0
+
+    def none_is_kept(*flags):
+        with monkeypatch.context() as patch, pytest.raises(Trained):
+            patch.setattr(cache, "train", Trained.now)
+            call(4, *flags)
+    none_is_kept("--seed", "1")
+    none_is_kept("--steps", "2")
+    next((tmp_path / "data/subject").iterdir()).unlink()    # another subject
+    none_is_kept()
+
+
+def test_another_model_at_the_same_place_is_another_model(tmp_path, model_folder, monkeypatch):
+    """What is made of a model that was trained again is made again."""
+    model = tmp_path / "model"
+    shutil.copytree(model_folder, model)
+    parser = run_train.argparse.ArgumentParser()
+    tables.add_flags(parser)
+    args = parser.parse_args(["--model", str(model), "--output", str(tmp_path)])
+    before = cache.open_cache(args)
+    assert before == cache.open_cache(args)
+    made = before.made("thing", {"a": 1}, lambda folder: None)
+    assert before.made("thing", {"a": 1}, None) == made != before.made("thing", {}, lambda _: None)
+    weights = model / "motion_adapter" / "diffusion_pytorch_model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(content)
+    assert cache.open_cache(args).made("thing", {"a": 1}, lambda folder: None) != made
+    changed = before.told | {"seed": 2}
+    assert cache.Cache(tmp_path, (), changed).made("thing", {"a": 1}, lambda folder: None) != made
+
+
+def test_the_lora_is_train_pys(tmp_path, model_folder):
+    """Byte for byte, and where a run was cut too."""
+    examples = model_folder / "examples"
+    flags = ("--frames", "2", "--size", "32", "--steps", "2", "--checkpoint-every", "1")
+    data = {"spatial": examples / "subject", "temporal": examples / "motion.mp4"}
+    here = cache.Cache(tmp_path / "cache", ("--model", str(model_folder), "--device", "cpu",
+                                            "--seed", "3"), {})
+    files = {}
+    for stage, path in data.items():
+        files[stage] = here.lora(STAGES[stage], ("--prompt", "a ball is up", *flags),
+                                 {"--data": path})
+    files["ttt"] = here.lora(STAGES["ttt"], flags, {
+        f"--{kind}": files[kind] for kind in ("spatial", "temporal")})
+    for stage, file in files.items():
+        told = (["--data", data[stage], "--prompt", "a ball is up"] if stage in data else
+                ["--spatial", tmp_path / "spatial", "--temporal", tmp_path / "temporal"])
+        finished(program("train.py", "--stage", stage, *told, *flags, "--sheet-every", "0",
+                         "--model", model_folder, "--seed", "3", "--output", tmp_path / stage,
+                         folder=tmp_path))
+        assert (tmp_path / stage / cache.ADAPTER).read_bytes() == file.read_bytes()
+
+    whole = files["spatial"].read_bytes()       # as a kill after the first step leaves it
+    folder = files["spatial"].parent
+    for name in (cache.MADE, cache.ADAPTER):
+        (folder / name).unlink()
+    finished(program("train.py", "--stage", "spatial", "--data", data["spatial"], "--prompt",
+                     "a ball is up", *flags, "--steps", "1", "--sheet-every", "0", "--model",
+                     model_folder, "--seed", "3", "--output", folder, folder=tmp_path))
+    (folder / cache.ADAPTER).unlink()
+    assert here.lora(STAGES["spatial"], ("--prompt", "a ball is up", *flags),
+                     {"--data": data["spatial"]}).read_bytes() == whole
+    assert len((folder / "log.jsonl").read_text().splitlines()) == 2
 
 
 def test_rows_are_the_papers():
     assert [row.name for row in tables.TABLES[1]] == [
         "Full LoRA", "DiffDirector", "MotionDirector", "DreamVideo", "CustomTTT"]
     assert len(tables.TABLES[3]) == 4 + 1
-    for row in [row for rows in tables.TABLES.values() for row in rows]:
-        assert set(row.subject + row.motion) <= STAGES.keys() | COMPARED.keys()
+    for table, some in tables.TABLES.items():
+        names = [row.name for row in some]
+        assert tables.PAPER[f"table-{table}"].keys() <= set(names)
+        a, others = tables.COMPARED_WITH[table]
+        assert {a, *others} <= tables.PAPER[f"table-{table}"].keys()
+        for row in some:
+            assert set(row.subject + row.motion) <= STAGES.keys() | COMPARED.keys()
 
 
-def test_dreamvideo_gets_its_word(tmp_path, monkeypatch, protocol):
+def test_dreamvideo_gets_its_word_and_its_clip(tmp_path, protocol, model_folder):
     """Each stage of a system is given the ones before it."""
     calls = []
 
-    def run_train(*flags):
-        given = dict(zip(flags[::2], flags[1::2]))
-        calls.append(given)
-        file = Path(given["--output"]) / cache.ADAPTER
-        file.parent.mkdir(parents=True)
-        file.write_text(given["--stage"])
-    monkeypatch.setattr(cache, "run_train", run_train)
-    row, [group] = tables.TABLES[1][3], tables.read_protocol(protocol)
-    files = tables.train_row(cache.Cache(tmp_path / "out", (), 0), row, group, "a prompt")
-    assert [each["--stage"] for each in calls] == [file.read_text() for file in files] == [
+    class Noted(cache.Cache):
+        def lora(self, stage, flags, of):
+            calls.append((stage.name, of))
+            return tmp_path / stage.name / cache.ADAPTER
+    [group] = tables.read_protocol(protocol)
+    args = run_train.argparse.Namespace(clip=model_folder / "clip")
+    bench = rows.Bench(args, Noted(tmp_path, (), {}), ())
+    files = bench.loras(rows.Unit(tables.TABLES[1][3], group, 0))
+    assert list(files) == [stage for stage, _ in calls] == [
         "dreamvideo-word", "dreamvideo-identity", "dreamvideo-motion"]
-    assert calls[1]["--word"] == str(files[0]) and calls[2]["--data"].endswith("motion.mp4")
+    assert calls[1][1]["--word"] == files["dreamvideo-word"]
+    assert calls[2][1] == {"--data": group.video, "--clip": args.clip}
 
 
-def test_bad_input(protocol, tmp_path, monkeypatch):
+def test_ttt_flags_may_name_the_prompt(tmp_path, protocol):
+    class Noted(cache.Cache):
+        def lora(self, stage, flags, of):
+            self.told[stage.name] = flags
+            return tmp_path / stage.name
+    [group] = tables.read_protocol(protocol)
+    bench = rows.Bench(None, Noted(tmp_path, (), {}), ())
+    bench.loras(rows.Unit(rows.Row("", ttt=("--motion-prompt", "an object is {doing}",
+                                            "--appearance-prompt", "{prompt}")), group, 0))
+    assert bench.cache.told["ttt"] == (
+        "--prompt", "a teddy bear is circling", "--motion-prompt", "an object is circling",
+        "--appearance-prompt", "a teddy bear is circling")
+
+
+# ------------------------------------------------------------------ numbers
+
+def result(name, values):
+    """Of two groups of two clips: the scores of each row by group and clip."""
+    return {"name": name, "metrics": list(tables.METRICS), "rows": list(values), "differences": [
+        ["5 reference steps", tables.AS_THEY_ARE]], "clips": [
+        [row, group, prompt, [each[g][k]] * 4] for row, each in values.items()
+        for g, group in enumerate("ab") for k, prompt in enumerate("xy")]}
+
+
+def test_groups_count_and_not_clips():
+    """Means of 0.2 and 0.4: 0.3, with Student's interval of two; paired, there is no spread."""
+    values = [[0.1, 0.3], [0.3, 0.5]]
+    some = result("table-4", {"5 reference steps": [[x + 0.01 for x in xs] for xs in values],
+                              tables.AS_THEY_ARE: values})
+    assert tables.means(some, tables.AS_THEY_ARE, "CLIP-T") == pytest.approx([0.2, 0.4])
+    printed = tables.text(some)
+    half = 12.706 * 0.02 ** 0.5 / 2 ** 0.5
+    assert f"| {tables.AS_THEY_ARE} | 0.300 ± {half:.3f} (0.295) | 0.300 ± " in printed
+    assert f"minus *{tables.AS_THEY_ARE}* | +0.010 ± 0.000 (+0.013) | +0.010 " in printed
+    assert tables.verdicts(some)[0].endswith("+0.010 ± 0.000 here: as the paper.")
+    other = result("table-4", {"5 reference steps": values, tables.AS_THEY_ARE: [
+        [x + 0.01 for x in xs] for xs in values]})
+    assert "against the paper" in tables.verdicts(other)[0]
+    noisy = result("table-4", {"5 reference steps": [[0.1, 0.3], [0.4, 0.6]],
+                               tables.AS_THEY_ARE: values})
+    # 0.05 on the mean, half an interval 0.635: 2 (0.635 / 0.013)^2 groups.
+    assert "takes about 4776 groups" in tables.verdicts(noisy)[0]
+
+
+def test_student():
+    assert interval([1.0, 2.0, 3.0, 4.0])[1] == pytest.approx(3.182 * (5 / 3) ** 0.5 / 2)
+    assert interval([0.0, 1.0] * 50)[1] == pytest.approx(1.984 * 0.50252 / 10, rel=1e-3)
+
+
+# ------------------------------------------------------------------ processes
+
+def test_processes_share_the_work(tmp_path, monkeypatch):
+    """The first one makes what the others have not, and it alone has the results."""
+    made = []
+
+    def job(k):
+        def make(folder):
+            made.append(k)
+        return cache.Cache(tmp_path, (), {}).made("job", {"k": k}, make)
+    jobs = [partial(job, k) for k in range(5)]
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "1")
+    assert ranks.shared(jobs, "jobs") is None and made == [2, 3, 4]
+    monkeypatch.setenv("RANK", "0")
+    assert ranks.shared(jobs, "jobs") == [job(k) for k in range(5)] and made == [2, 3, 4, 0, 1]
+
+
+def test_it_waits_for_what_another_process_makes(tmp_path, monkeypatch):
+    here = cache.Cache(tmp_path, (), {})
+    monkeypatch.setattr(cache, "WAIT", 0)
+    busy = iter([True, True, False])
+    locked = cache.locked
+
+    def sometimes_locked(folder):
+        if next(busy):
+            raise cache.AtWork("another run is at work there")
+        return locked(folder)
+    monkeypatch.setattr(cache, "locked", sometimes_locked)
+    made = []
+    here.made("thing", {}, made.append)
+    assert len(made) == 1 and next(busy, None) is None
+
+
+def test_a_stopped_training_stops_the_table(tmp_path, monkeypatch, model_folder):
+    monkeypatch.setattr(cache, "train", lambda stage, args: False)
+    here = cache.Cache(tmp_path, ("--model", str(model_folder)), {})
+    with pytest.raises(KeyboardInterrupt):
+        here.lora(STAGES["spatial"], (), {"--data": model_folder / "examples" / "subject"})
+    assert not list(tmp_path.rglob(cache.MADE))
+
+
+def test_bad_input(protocol, tmp_path, call):
     protocol.write_text(json.dumps({"groups": [{"images": "subject"}]}))
     with pytest.raises(UserError, match="must have \"groups\", each with images, motion"):
         tables.read_protocol(protocol)
-    monkeypatch.setattr(cache.subprocess, "run", lambda *_, **__: argparse.Namespace(
-        returncode=2, stderr="error: no such file\n"))
-    with pytest.raises(UserError, match="train.py --stage spatial: error: no such file"):
-        cache.run_train("--stage", "spatial")
+    with pytest.raises(UserError, match="nowhere: no such file or folder"):
+        cache.files_of(tmp_path / "nowhere")
+
+
+def test_a_clip_without_tracks_has_no_motion_fidelity(protocol, model_folder, monkeypatch):
+    [group] = tables.read_protocol(protocol)
+    unit = rows.Unit(rows.Row("base", (), ()), group, 0)
+    args = run_train.argparse.Namespace(clip=model_folder / "clip", device="cpu",
+                                        tracker="lucas-kanade")
+    scorer = rows.paper_scorer(args)
+    monkeypatch.setitem(rows.TRACKERS, "lucas-kanade", lambda frames: torch.zeros(0, 2, 2))
+    monkeypatch.setattr(rows, "reference_tracks", lambda *_: torch.zeros(1, 2, 2))
+    clip = torch.randint(256, (2, 64, 64, 3), dtype=torch.uint8)
+    scores = scorer.score(clip, unit, {})
+    assert scores["motion fidelity"] == 0 and set(tables.METRICS) <= scores.keys()
+    assert scores["CLIP-I"] == pytest.approx(metrics.clip_scores(
+        rows.load_clip(args.clip), rows.to_images(clip), None, group.subject_images())["CLIP-I"])

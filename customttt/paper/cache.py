@@ -1,86 +1,137 @@
-"""LoRAs and clips, each in a folder named by the hash of what makes it: made once, shared by all
-tables. Any number of processes may work in one folder.
+"""LoRAs, clips and scores, each in a folder named by the hash of what makes it: made once, shared
+by all tables. Any number of processes may work in one cache, and one that is stopped goes on there.
 """
 
+import argparse
 import hashlib
 import json
-import subprocess
+import shlex
 import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..errors import UserError
+import torch
+
+from ..errors import UserError, writing
 from ..files.reading import read_json, write_json
+from ..recipes import Recipe
+from ..run.checkpoint import CHECKPOINT
 from ..run.data import fingerprint
-from ..run.lock import locked
+from ..run.lock import AtWork, locked
+from ..run.stage import Stage
+from ..run.train import add_training_flags, train
 
-ADAPTER = "adapter.safetensors"
+OUTPUT = Path("output/paper")
+ADAPTER, MADE = "adapter.safetensors", "made-of.json"
+MODEL_FLAGS = ("model", "motion_module", "motion_version", "vae", "device", "precision", "seed")
+PARTS = ("tokenizer", "text_encoder", "vae", "unet", "motion_adapter")      # of a model folder
 WAIT = 2.0      # seconds between two looks at what another process is making
-
-
-def name_of(told: dict) -> str:
-    """A short hash of what makes something."""
-    return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:16]
-
-
-def files_in(path: Path) -> list[Path]:
-    """A file, or the files of a folder."""
-    return sorted(p for p in path.iterdir() if p.is_file()) if path.is_dir() else [path]
-
-
-def made_once(folder: Path, is_there: Callable[[], bool], make: Callable[[], None]) -> None:
-    """Make what is not there, unless another process does; then wait for it."""
-    while not is_there():
-        try:
-            with locked(folder.with_name(folder.name + ".making")):
-                if not is_there():
-                    make()
-        except UserError as error:
-            if "another run is at work" not in str(error):
-                raise
-            time.sleep(WAIT)
 
 
 @dataclass(frozen=True)
 class Cache:
-    """Where it is, and what all that is in it shares: the model's flags, and the seed."""
+    """A folder, and what all that is made in it shares."""
 
     folder: Path
-    model: tuple[str, ...]      # flags of train.py
-    seed: int
+    flags: tuple[str, ...]      # of train.py, whatever the stage
+    told: dict                  # what makes a difference in them
 
-    def train(self, stage: str, flags: Sequence[str], of: dict[str, Path]) -> Path:
-        """The LoRA file of a stage of train.py, with these flags; `of`: what it learns from, data
-        and other LoRAs (flag -> file or folder), which counts by its content."""
-        told = {"stage": stage, "flags": list(flags), "model": self.model, "seed": self.seed,
-                "of": {flag: fingerprint(files_in(path)) for flag, path in of.items()}}
-        folder = self.folder / "loras" / f"{stage}-{name_of(told)}"
-        file = folder / ADAPTER
+    def made(self, name: str, told: dict, make: Callable[[Path], None]) -> Path:
+        """The folder of what `told` makes: `make` fills it, unless that is done. If another process
+        is at it, wait."""
+        told = self.told | told
+        digest = hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
+        folder = self.folder / f"{name}-{digest[:16]}"
+        while not (folder / MADE).exists():
+            try:
+                with locked(folder):
+                    if not (folder / MADE).exists():
+                        start = time.perf_counter()
+                        make(folder)
+                        seconds = round(time.perf_counter() - start, 1)
+                        write_json(told | {"seconds": seconds}, folder / MADE)
+            except AtWork:
+                time.sleep(WAIT)
+        return folder
 
-        def make() -> None:
-            resume = ["--resume"] if (folder / "checkpoint.pt").exists() else []
-            given = [str(each) for pair in of.items() for each in pair]
-            run_train("--stage", stage, "--output", str(folder), "--seed", str(self.seed),
-                      "--sheet-every", "0", *self.model, *flags, *given, *resume)
-            write_json(told, folder / "made-of.json")
-        made_once(folder, file.exists, make)
-        return file
+    def lora(self, stage: Stage, flags: Sequence[str], of: dict[str, Path]) -> Path:
+        """The LoRA file that a stage of train.py trains, with these flags; `of`: what it learns
+        from, data and other LoRAs (flag -> file or folder), which counts by its content."""
+        given = [str(each) for pair in of.items() for each in pair]
 
-    def scored(self, told: dict, loras: Sequence[Path], make: Callable[[Path], dict]) -> dict:
-        """Scores of a clip that these LoRAs and `told` make; `make` gets its picture's path."""
-        told = told | {"model": self.model, "seed": self.seed,
-                       "loras": [file.parent.name for file in loras]}
-        folder = self.folder / "clips" / name_of(told)
-        file = folder / "scores.json"
-        made_once(folder, file.exists,
-                  lambda: write_json({"scores": make(folder / "clip.png")} | told, file))
-        return read_json(file)["scores"]
+        def make(folder: Path) -> None:
+            parser = argparse.ArgumentParser(prog=f"--stage {stage.name}", allow_abbrev=False)
+            add_training_flags(parser, stage)
+            resume = ["--resume"] if (folder / CHECKPOINT).exists() else []
+            args = parser.parse_args(["--output", str(folder), "--sheet-every", "0", *self.flags,
+                                      *flags, *given, *resume])
+            if not train(stage, args):
+                raise KeyboardInterrupt
+        told = {"stage": stage.name, "recipe": values_of(stage.recipe), "flags": list(flags),
+                "of": {flag: fingerprint(files_of(path)) for flag, path in of.items()}}
+        return self.made(f"loras/{stage.name}", told, make) / ADAPTER
 
 
-def run_train(*flags: str) -> None:
-    """train.py, as a user calls it, from the folder that it is in."""
-    done = subprocess.run([sys.executable, "train.py", *flags], capture_output=True, text=True)
-    if done.returncode:
-        raise UserError(f"train.py {' '.join(flags)}: {done.stderr.strip().splitlines()[-1]}")
+def open_cache(args: argparse.Namespace) -> Cache:
+    """The cache in --output, for the model and the seed that the flags name."""
+    flags = []
+    for name in (*MODEL_FLAGS, "size", "frames", "steps"):
+        if (value := getattr(args, name)) is not None:
+            flags += ["--" + name.replace("_", "-"), str(value)]
+    told = {"model": fingerprint(model_files(args)), "device": torch.device(args.device).type} | {
+        name: getattr(args, name)
+        for name in ("motion_version", "precision", "seed", "size", "frames", "steps")}
+    return Cache(args.output, tuple(flags), told)
+
+
+def model_files(args: argparse.Namespace) -> list[Path]:
+    """All that the model is read from."""
+    found = []
+    for path in map(Path, filter(None, (args.model, args.motion_module, args.vae))):
+        parts = [part for part in map(path.joinpath, PARTS) if part.is_dir()] or [path]
+        found += [file for part in parts for file in files_of(part)]
+    return found
+
+
+def files_of(path: Path) -> list[Path]:
+    """The files of a folder, hidden ones aside; a file, and the text beside it."""
+    if path.is_dir():
+        return sorted(each for each in path.iterdir()
+                      if each.is_file() and not each.name.startswith("."))
+    if not path.is_file():
+        raise UserError(f"{path}: no such file or folder")
+    return [path, *filter(Path.is_file, [path.with_suffix(".txt")])]
+
+
+def values_of(recipe: Recipe) -> dict:
+    """All that a recipe says, at full size and at others."""
+    return {size: {name: setting.value for name, setting in settings.items()}
+            for size, settings in (("full", recipe.full), ("tiny", recipe.tiny))}
+
+
+def seconds_of(folder: Path) -> float:
+    """How long what is in a folder of the cache took; a LoRA's steps, those before a stop too."""
+    log = folder / "log.jsonl"
+    if log.exists():
+        return sum(json.loads(line)["seconds"] for line in log.open(encoding="utf-8"))
+    return read_json(folder / MADE)["seconds"]
+
+
+def write_result(result: dict, folder: Path, module: str, made: Sequence[Path]) -> None:
+    """NAME-seed-S.json, the same whenever it is made, its last entry's items one a line; and beside
+    it NAME-seed-S.run.json, how it was made: the command, and the seconds of what it rests on."""
+    command = shlex.join(["python", "-m", module, *sys.argv[1:]])
+    *head, items = result
+    file = folder / f"{result['name']}-seed-{result['seed']}.json"
+    lines = [json.dumps(item, ensure_ascii=False) for item in result[items]]
+    text = json.dumps({key: result[key] for key in head}, indent=1, ensure_ascii=False)
+    with writing(file) as temporary:
+        temporary.write_text(text.removesuffix("\n}") + f',\n "{items}": [\n  ' +
+                             ",\n  ".join(lines) + "\n ]\n}\n", encoding="utf-8")
+    seconds = {}
+    for each in sorted(set(made)):
+        kind = each.relative_to(folder).parts[0]
+        seconds[kind] = round(seconds.get(kind, 0) + seconds_of(each), 1)
+    write_json({"command": command, "seconds": seconds}, file.with_suffix(".run.json"))

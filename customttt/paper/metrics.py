@@ -16,6 +16,7 @@ the tiny world's own. Axes: f frames, d width, n and m tracks, t frames of a tra
 """
 
 import argparse
+import functools
 import statistics
 import warnings
 from collections.abc import Sequence
@@ -157,12 +158,13 @@ def open_image(path: Path) -> Image.Image:
         raise UserError(f"{path}: not an image that can be read ({in_words(error)})") from error
 
 
-def reference_tracks(path: Path, frames: int, args: argparse.Namespace) -> Tensor:
-    """Of the motion video: its first `frames` frames at --fps, as --stage temporal sees them."""
+@functools.cache
+def reference_tracks(path: Path, frames: int, fps: float, tracker: str) -> Tensor:
+    """Of the motion video: its first `frames` frames at `fps`, as --stage temporal sees them."""
     if path.suffix in FILES:
         return read_tracks(path)
-    pixels = read_video(path, frames, args.fps, SIDE)
-    return TRACKERS[args.tracker](to_images(as_frames(pixels.transpose(0, 1))))
+    pixels = read_video(path, frames, fps, SIDE)
+    return TRACKERS[tracker](to_images(as_frames(pixels.transpose(0, 1))))
 
 
 def table(rows: dict[str, dict[str, float]]) -> str:
@@ -208,19 +210,17 @@ def main() -> None:
     embedder = load_clip(args.clip, args.device)
     images = [open_image(file) for file in find_files(args.images, IMAGE_ENDINGS, "image")]
     prompts = args.prompt or [None]
-    rows, references = {}, {}
+    rows = {}
     for k, video in enumerate(args.videos):
         frames = read_frames(video)
         try:
             scores = clip_scores(embedder, frames, prompts[k % len(prompts)], images,
                                  args.definition)
             if args.reference is not None:
-                length = len(frames)
-                if length not in references:
-                    references[length] = reference_tracks(args.reference, length, args)
+                reference = reference_tracks(args.reference, len(frames), args.fps, args.tracker)
                 tracks = (read_tracks(args.tracks[k]) if args.tracks else
                           TRACKERS[args.tracker](frames))
-                scores |= fidelity_scores(tracks, references[length])
+                scores |= fidelity_scores(tracks, reference)
         except UserError as error:
             raise UserError(f"{video}: {error}") from error
         rows[str(video)] = scores

@@ -1,43 +1,46 @@
 """The probe of the layers (supplement, section 3; Table 2, Figures 1 and 2): which layer's prompt
 decides what is seen, and which how it moves?
 
-  python -m customttt.paper.probe subject [--number 100] [--output output/probe]
+  python -m customttt.paper.probe subject [--number 100] [--output output/paper]
   python -m customttt.paper.probe motion  --pairs FILE --model M --motion-module FILE --clip M
   torchrun --standalone --nproc-per-node 2 -m customttt.paper.probe subject
 
 The prompt p goes into all layers but one, and p* into that one, i = 0..8; then p* into two, the
 most important one and i. The score is CLIP-T of the clip and p*. Layers 3 and 5 read no text, so
 they score as no probe does. Each line of --pairs is "p | p*"; without it, the tiny world's words
-are paired. A pair's scores and clips stay in --output, so that the same command goes on where it
-was stopped; under torchrun each process takes its share of the pairs. When all are there, the table
-is printed and written, with a heat map (heat.png) and the clips of the first pairs (grid-000.png).
+are paired. A pair's scores stay in --output, so that the same command goes on where it was stopped;
+processes share the pairs as in tables.py. When all are there, the table is printed and written
+(probe-subject-seed-0.json), with a heat map of the gains and the clips of the first pairs (.png).
 """
 
 import argparse
+import contextlib
+import io
 import itertools
-import json
-import math
-import os
-import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 from torch import Tensor
-from tqdm import tqdm
 
 from ..draws import stream_seed
-from ..errors import UserError, run, writing
+from ..errors import UserError, run
 from ..files.reading import read_json, write_json
 from ..media.clips import contact_sheet, to_images, write_video
 from ..model.model import Model
-from ..recipes import SAMPLING
-from ..run.data import require_motion
+from ..run.data import fingerprint, require_motion
 from ..run.options import add_model_flags, add_recipe_flags, chosen_settings, open_model
 from ..sampling import sample_video
+from .cache import OUTPUT, Cache, files_of, open_cache, write_result
 from .clip import Embedder, load_clip
+from .figures import draw_grid, draw_heat_map
+from .intervals import interval, shown
 from .metrics import clip_t
+from .ranks import shared, start_ranks
+from .rows import SAMPLED
 from .tracks import evaluation_package
 
+GRIDS = 4                                   # pairs whose clips are drawn
 LAYERS = range(9)
 FIRST = {"subject": 6, "motion": 2}         # the most important layer, which the second probe keeps
 PAPER = {"subject": (.109, .109, .153, .109, .112, .109, .200, .108, .108),     # Table 2
@@ -90,69 +93,43 @@ def probed(model: Model, pair: tuple[str, str], layers: Sequence[int], settings:
 
 
 def probe_pair(model: Model, embedder: Embedder, pair: tuple[str, str], first: int, settings: dict,
-               seed: int) -> tuple[dict, list[Tensor]]:
+               seed: int) -> tuple[dict[str, list[float]], list[Tensor]]:
     """CLIP-T against p* and against p of each condition, all from one noise; and the clips."""
     scores, clips = {}, []
     texts = embedder.embed_texts(pair)
     for name, layers in conditions(first).items():
         frames = probed(model, pair, layers, settings, seed)
         embedded = embedder.embed_images(to_images(frames))
-        scores[name] = {"p*": clip_t(embedded, texts[1]), "p": clip_t(embedded, texts[0])}
+        scores[name] = [round(clip_t(embedded, texts[k]), 5) for k in (1, 0)]
         clips.append(frames)
     return scores, clips
 
 
-def interval(values: Sequence[float]) -> tuple[float, float]:
-    """Mean, and half of the 95% interval (normal)."""
-    half = 1.96 * statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else math.nan
-    return statistics.mean(values), half
+def probe_once(cache: Cache, told: dict, probe: Callable[[], tuple], drawn: bool) -> Path:
+    """The folder of a pair's scores; where `drawn`, of its clips, a row a condition."""
+    def make(folder: Path) -> None:
+        scores, clips = probe()
+        if drawn:
+            write_video(contact_sheet([clip[::max(1, len(clip) // 8)] for clip in clips]),
+                        folder / "clips.png")
+        write_json(scores, folder / "scores.json")
+    return cache.made("probes/pair", told | {"drawn": drawn}, make)
 
 
-def shown(values: Sequence[float], form: str = "{:.4f}") -> str:
-    """Mean and half of the 95% interval; of one value there is none."""
-    mean, half = interval(values)
-    return form.format(mean) + ("" if math.isnan(half) else f" ± {half:.4f}")
-
-
-def table(kind: str, results: list[dict]) -> str:
+def table(result: dict) -> str:
     """One row a condition: CLIP-T against p*, what it gains over no probe, the paper's figure."""
     lines = ["| p* in layer | CLIP-T(p*) | minus none | the paper |", "|---|---|---|---|"]
-    for name in results[0]:
-        score = shown([each[name]["p*"] for each in results])
-        gain = shown([each[name]["p*"] - each["none"]["p*"] for each in results], "{:+.4f}")
-        paper = f"{PAPER[kind][int(name)]:.3f}" if name.isdigit() else ""
-        lines.append(f"| {name} | {score} | {gain} | {paper} |")
+    every = [scores for _, scores in result["pairs"]]
+    for name in every[0]:
+        score = shown([scores[name][0] for scores in every], "{:.4f}")
+        paper = f"{PAPER[result['kind']][int(name)]:.3f}" if name.isdigit() else ""
+        lines.append(f"| {name} | {score} | {shown(gains(result, name), '{:+.4f}')} | {paper} |")
     return "\n".join(lines)
 
 
-def draw_heat_map(kind: str, first: int, results: list[dict], path: Path) -> None:
-    """Gain in CLIP-T(p*) by layer: of i alone, and of the first layer and i."""
-    evaluation_package("matplotlib").use("Agg")
-    pyplot = evaluation_package("matplotlib.pyplot")
-    names = [[str(i) for i in LAYERS],
-             [str(first) if i == first else f"{first} and {i}" for i in LAYERS]]
-    gains = [[interval([each[name]["p*"] - each["none"]["p*"] for each in results])[0]
-              for name in row] for row in names]
-    figure, axes = pyplot.subplots(figsize=(8, 2.4), layout="constrained")
-    image = axes.imshow(gains, cmap="viridis", aspect="auto")
-    axes.set_xticks(list(LAYERS))
-    axes.set_yticks([0, 1], ["i", f"{first} and i"])
-    axes.set_xlabel("layer i")
-    axes.set_title(f"{kind}: gain in CLIP-T(p*) over no probe, {len(results)} pairs")
-    figure.colorbar(image)
-    with writing(path) as temporary:
-        figure.savefig(temporary, dpi=120)
-    pyplot.close(figure)
-
-
-def check_settings(folder: Path, told: dict) -> None:
-    """Raise UserError if what is in the folder was made otherwise."""
-    file = folder / "settings.json"
-    if file.exists() and (before := read_json(file)) != told:
-        changed = next(key for key in told if before.get(key) != told[key])
-        raise UserError(f"{folder}: was made with {changed} = {before.get(changed)}, not "
-                        f"{told[changed]}; give the same, or another --output")
-    write_json(told, file)
+def gains(result: dict, name: str) -> list[float]:
+    """CLIP-T(p*) of a condition minus that of no probe, a pair each."""
+    return [scores[name][0] - scores["none"][0] for _, scores in result["pairs"]]
 
 
 def parse() -> argparse.Namespace:
@@ -166,11 +143,24 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--number", type=int, default=100, help="of pairs (default: %(default)s)")
     parser.add_argument("--first", type=int, choices=LAYERS, metavar="I",
                         help="layer that the second probe keeps (default: 6, of motions 2)")
-    parser.add_argument("--grids", type=int, default=4, metavar="N",
-                        help="pairs whose clips are drawn (default: %(default)s)")
-    parser.add_argument("--output", type=Path, default=Path("output/probe"), metavar="FOLDER")
-    add_recipe_flags(parser, SAMPLING)
+    parser.add_argument("--output", type=Path, default=OUTPUT, metavar="FOLDER",
+                        help="default: %(default)s")
+    add_recipe_flags(parser, SAMPLED)
+    parser.set_defaults(steps=None)     # nothing is trained
     return parser.parse_args()
+
+
+def draw(result: dict, folders: Sequence[Path], output: Path) -> None:
+    """The heat map, and a grid for each pair whose clips were drawn."""
+    first, names = result["first"], list(conditions(result["first"]))
+    means = {name: interval(gains(result, name))[0] for name in names}
+    draw_heat_map([[means[str(i)] for i in LAYERS],
+                   [means[str(i) if i == first else f"{first} and {i}"] for i in LAYERS]],
+                  ["i", f"{first} and i"], f"{result['kind']}: gain in CLIP-T(p*) over no probe, "
+                  f"{len(folders)} pairs", output / f"{result['name']}-heat.png")
+    for k, (((p, star), _), folder) in enumerate(zip(result["pairs"][:GRIDS], folders)):
+        draw_grid(folder / "clips.png", names, f"p: {p}; p*: {star}",
+                  output / f"{result['name']}-grid-{k}.png")
 
 
 def main() -> None:
@@ -178,35 +168,29 @@ def main() -> None:
     first = FIRST[args.kind] if args.first is None else args.first
     pairs = (tiny_pairs(args.kind) if args.pairs is None else read_pairs(args.pairs))[:args.number]
     evaluation_package("matplotlib")        # now, and not after hours
-    model, _ = open_model(args)
+    embedder, cache = load_clip(args.clip, args.device), open_cache(args)
+    start_ranks(args.device)
+    with contextlib.redirect_stdout(io.StringIO()):     # each process would say it
+        model, _ = open_model(args)
+        settings = chosen_settings(args, SAMPLED, model)
     require_motion(model)
-    settings = chosen_settings(args, SAMPLING, model)
-    embedder = load_clip(args.clip, args.device)
-    folder = args.output / args.kind
-    check_settings(folder, json.loads(json.dumps(settings | {
-        "model": model.name, "clip": args.clip.name, "first": first, "seed": args.seed})))
 
-    files = [folder / f"{k:03}.json" for k in range(len(pairs))]
-    rank, ranks = (int(os.environ.get(key, i)) for key, i in (("RANK", 0), ("WORLD_SIZE", 1)))
-    for k in tqdm(range(rank, len(pairs), ranks), desc=f"{args.kind} pairs"):
-        if files[k].exists() and read_json(files[k])["pair"] == list(pairs[k]):
-            continue
-        scores, clips = probe_pair(model, embedder, pairs[k], first, settings,
-                                   stream_seed(args.seed, f"probe {k}"))
-        if k < args.grids:      # a row a condition, as in the table
-            write_video(contact_sheet([clip[::max(1, len(clip) // 8)] for clip in clips]),
-                        folder / f"grid-{k:03}.png")
-        write_json({"pair": pairs[k], "scores": scores}, files[k])
-
-    if not all(file.exists() for file in files):
-        print("the other processes are not done; the last one prints the table")
+    jobs = []
+    for k, pair in enumerate(pairs):
+        seed = stream_seed(args.seed, f"probe {k}")
+        told = {"pair": pair, "first": first, "noise": seed, "sampled": settings,
+                "clip's weights": fingerprint(files_of(args.clip))}
+        probe = partial(probe_pair, model, embedder, pair, first, settings, seed)
+        jobs.append(partial(probe_once, cache, told, probe, k < GRIDS))
+    folders = shared(jobs, f"{args.kind} pairs")
+    if folders is None:
         return
-    results = [read_json(file)["scores"] for file in files]
-    text = table(args.kind, results)
-    print(text)
-    with writing(folder / "table.md") as temporary:
-        temporary.write_text(text + "\n", encoding="utf-8")
-    draw_heat_map(args.kind, first, results, folder / "heat.png")
+    scores = [read_json(folder / "scores.json") for folder in folders]
+    result = {"name": f"probe-{args.kind}", "seed": args.seed, "kind": args.kind, "first": first,
+              "made of": cache.told | settings, "pairs": list(zip(pairs, scores))}
+    print(table(result))
+    write_result(result, args.output, "customttt.paper.probe", folders)
+    draw(result, folders, args.output)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """Tables 1, 3 and 4 of the paper: which systems, which layers, how many reference steps.
 
-  python -m customttt.paper.tables 4 --protocol protocol.json [--output output/tables]
-  torchrun --standalone --nproc-per-node 2 -m customttt.paper.tables 4 --protocol protocol.json
+  python -m customttt.paper.tables 4 --protocol protocol.json [--output output/paper]
+  torchrun --standalone --nproc-per-node 8 -m customttt.paper.tables 4 --protocol protocol.json
 
 The protocol names groups: a subject, a motion, and prompts that join them (the paper has ten
 groups of five prompts of different scenes: 50 videos). Paths are relative to its file.
@@ -10,52 +10,29 @@ groups of five prompts of different scenes: 50 videos). Paths are relative to it
                "motion": "a man is lifting weights",
                "prompts": ["a teddy bear is lifting weights on the snow"]}]}
 
-Every LoRA and clip is kept under --output and shared by the tables, so that the same command goes
-on where it was stopped. Under torchrun each process takes its share of the groups. When all clips
-are there, the table is printed, mean and 95% interval, and written, with all scores (table-4.json).
-It runs train.py, so it is called where that is.
+Every LoRA, clip and score is kept under --output and shared by the tables, so that the same command
+goes on where it was stopped. On a CPU the command becomes two processes of one thread; under
+torchrun each process takes its share. When all clips are there, the table is printed beside the
+paper's figures and written, with all scores (table-4-seed-0.json). Another --seed is another file.
 """
 
 import argparse
-import os
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
-from torch import Tensor
-from tqdm import tqdm
-
-from ..draws import stream_seed
-from ..errors import UserError, run, writing
-from ..files.load import load_model
-from ..files.lora_files import load_lora
-from ..files.reading import read_json, write_json
-from ..media.clips import contact_sheet, to_images, write_video
-from ..media.find import IMAGE_ENDINGS, find_files
-from ..recipes import SAMPLING
-from ..sampling import sample_video
-from .cache import Cache
-from .clip import Embedder, load_clip
-from .dreamvideo import WORD, load_dreamvideo, sample_dreamvideo
-from .metrics import clip_scores, fidelity_scores, open_image, reference_tracks
-from .probe import shown
+from ..errors import UserError, run
+from ..files.reading import read_json
+from ..run.options import add_model_flags, add_recipe_flags
+from .cache import OUTPUT, open_cache, write_result
+from .intervals import interval, shown
+from .ranks import shared, start_ranks
+from .rows import SAMPLED, Bench, Group, Row, Scorer, Unit, paper_scorer
 from .systems import SYSTEMS
 from .tracks import TRACKERS, evaluation_package
 
-GROUP = {"images", "subject", "video", "motion", "prompts"}
-
-
-@dataclass(frozen=True)
-class Row:
-    """What learns a subject, what learns a motion, and what joins them."""
-
-    name: str
-    subject: tuple[str, ...] = ("spatial",)     # stages; a later one gets the one before it
-    motion: tuple[str, ...] = ("temporal",)
-    subject_flags: tuple[str, ...] = ()
-    motion_flags: tuple[str, ...] = ()
-    ttt: tuple[str, ...] | None = None          # its flags; None: joined as they are
+KEYS = {"images", "subject", "video", "motion", "prompts"}      # of a group
+OURS, AS_THEY_ARE = "CustomTTT", "without test-time training"
 
 
 def placed(spatial: Sequence[int], temporal: Sequence[int]) -> Row:
@@ -66,143 +43,191 @@ def placed(spatial: Sequence[int], temporal: Sequence[int]) -> Row:
 
 TABLES = {
     1: [*(Row(name, tuple(stage.name for stage in subject), tuple(stage.name for stage in motion))
-          for name, (subject, motion) in SYSTEMS.items()), Row("CustomTTT", ttt=())],
+          for name, (subject, motion) in SYSTEMS.items()), Row(OURS, ttt=())],
     3: [*(placed(s, t) for t in ((1, 7), (2, 5)) for s in ((0, 1), (2, 6))),
         Row("the model's recipe")],
-    4: [Row("without test-time training"),
+    4: [Row(AS_THEY_ARE),
         *(Row(f"{n} reference steps", ttt=("--reference-steps", str(n))) for n in (1, 3, 5, 10))],
+}
+# Whose difference the paper speaks of: in each table the last row that it has, and the others.
+COMPARED_WITH = {1: (OURS, list(SYSTEMS)),
+                 3: (TABLES[3][3].name, [row.name for row in TABLES[3][:3]]),
+                 4: ("5 reference steps", [AS_THEY_ARE, "10 reference steps"])}
+METRICS = ("CLIP-T", "CLIP-I", "consistency", "motion fidelity")
+PAPER = {       # the supplement's figures, in the order of METRICS
+    "table-1": {"Full LoRA": (.294, .687, .977, .746), "DreamVideo": (.271, .681, .969, .563),
+                "MotionDirector": (.269, .690, .965, .649),
+                "DiffDirector": (.287, .685, .971, .693), OURS: (.301, .712, .978, .721)},
+    "table-3": dict(zip((row.name for row in TABLES[3]), (
+        (.294, .655, .978, .610), (.298, .715, .985, .638), (.288, .645, .977, .710),
+        (.295, .696, .979, .719)))),
+    "table-4": {AS_THEY_ARE: (.295, .696, .979, .719),
+                "5 reference steps": (.308, .699, .980, .739),
+                "10 reference steps": (.302, .680, .978, .744)},
 }
 
 
-def read_protocol(path: Path) -> list[dict]:
+def read_protocol(path: Path) -> list[Group]:
     groups = read_json(path).get("groups")
     if not isinstance(groups, list) or not groups or not all(
-            isinstance(group, dict) and group.keys() == GROUP and group["prompts"]
+            isinstance(group, dict) and group.keys() == KEYS and group["prompts"]
             for group in groups):
         raise UserError(f"--protocol {path}: must have \"groups\", each with "
-                        f"{', '.join(sorted(GROUP))}")
-    return [group | {key: path.parent / group[key] for key in ("images", "video")}
-            for group in groups]
+                        f"{', '.join(sorted(KEYS))}")
+    return [Group(path.parent / group["images"], group["subject"], path.parent / group["video"],
+                  group["motion"], tuple(group["prompts"])) for group in groups]
 
 
-def train_row(cache: Cache, row: Row, group: dict, prompt: str) -> list[Path]:
-    """The LoRA files of a row, for one prompt of a group: subject's and motion's, or joined."""
-    files: dict[str, Path] = {}
-    for stages, flags, data, words in (
-            (row.subject, row.subject_flags, group["images"], group["subject"]),
-            (row.motion, row.motion_flags, group["video"], group["motion"])):
-        for stage in stages:
-            word = {"--word": files["dreamvideo-word"]} if stage == "dreamvideo-identity" else {}
-            files[stage] = cache.train(stage, ("--prompt", words, *flags), {"--data": data} | word)
-    if row.ttt is None:
-        return list(files.values())
-    return [cache.train("ttt", ("--prompt", prompt, *row.ttt),
-                        {f"--{kind}": files[kind] for kind in ("spatial", "temporal")})]
+# ---------------------------------------------------------------------------------- a result
+
+def means(result: dict, row: str, metric: str) -> list[float]:
+    """One number a group, the mean of its clips: these share their LoRAs, so that they do not count
+    as independent."""
+    column = result["metrics"].index(metric)
+    values: dict[str, list[float]] = {}
+    for name, group, _, scores in result["clips"]:
+        if name == row:
+            values.setdefault(group, []).append(scores[column])
+    return [sum(each) / len(each) for each in values.values()]
 
 
-def sample_row(args: argparse.Namespace, files: list[Path], group: dict, prompt: str,
-               embedder: Embedder, seed: int) -> Tensor:
-    """uint8 (f H W 3)."""
-    model = load_model(args.model, args.motion_module, args.device)
-    settings = SAMPLING.values(model.unet) | {
-        name: value for name, value in vars(args).items()
-        if name in SAMPLING.full and value is not None}
-    arguments = {"steps": settings["sampling_steps"], "guidance": settings["guidance"],
-                 "frames": settings["frames"], "size": settings["size"], "seed": seed}
-    if len(files) == 3:
-        image = open_image(find_files([group["images"]], IMAGE_ENDINGS, "image")[0])
-        load_dreamvideo(model, *files)
-        return sample_dreamvideo(model, prompt.replace(group["subject"], f"a {WORD}"),
-                                 embedder.embed_images([image]), **arguments)
-    for file in files:
-        load_lora(model.unet, file)
-    return sample_video(model, prompt, **arguments)
+def differences(result: dict, a: str, b: str, metric: str) -> list[float]:
+    """Row a minus row b, group by group."""
+    return [x - y for x, y in zip(means(result, a, metric), means(result, b, metric))]
 
 
-def score_clip(args: argparse.Namespace, files: list[Path], group: dict, prompt: str,
-               embedder: Embedder, seed: int, picture: Path) -> dict[str, float]:
-    """Sample a clip and score it. One in which no point can be followed has no motion fidelity."""
-    clip = sample_row(args, files, group, prompt, embedder, seed)
-    write_video(contact_sheet([clip[::max(1, len(clip) // 8)]]), picture)
-    images = [open_image(file) for file in find_files([group["images"]], IMAGE_ENDINGS, "image")]
-    frames = to_images(clip)
-    scores = clip_scores(embedder, frames, prompt, images)
-    reference = reference_tracks(group["video"], len(frames), args)
-    tracks = TRACKERS[args.tracker](frames)
-    return scores | (fidelity_scores(tracks, reference) if len(tracks) else
-                     dict.fromkeys(("motion fidelity", "motion fidelity (published)"), 0.0))
+def printed(result: dict, row: str, metric: str) -> float | None:
+    """The paper's figure, if it has one."""
+    figures = PAPER.get(result["name"], {}).get(row)
+    return None if figures is None or metric not in METRICS else figures[METRICS.index(metric)]
 
 
-def run_group(args: argparse.Namespace, cache: Cache, rows: list[Row], group: dict,
-              embedder: Embedder) -> list[dict]:
-    """One dictionary a clip: row, prompt, scores."""
-    results = []
-    for row in rows:
-        for k, prompt in enumerate(group["prompts"]):
-            files = train_row(cache, row, group, prompt)
-            seed = stream_seed(args.seed, f"table {k}")         # of all rows
-            make = partial(score_clip, args, files, group, prompt, embedder, seed)
-            told = {"prompt": prompt, "sampled": {name: vars(args)[name] for name in SAMPLING.full},
-                    "clip": args.clip.name, "tracker": args.tracker}
-            results.append({"row": row.name, "prompt": prompt,
-                            "scores": cache.scored(told, files, make)})
-    return results
-
-
-def table(rows: list[Row], results: list[dict]) -> str:
-    columns = list(results[0]["scores"])
-    lines = ["| | " + " | ".join(columns) + " |", "|---" * (len(columns) + 1) + "|"]
-    for row in rows:
-        cells = (shown([each["scores"][name] for each in results if each["row"] == row.name])
-                 for name in columns)
-        lines.append(f"| {row.name} | " + " | ".join(cells) + " |")
+def text(result: dict) -> str:
+    """Mean and 95% interval over the groups, the paper's figure in brackets; then what rows differ
+    by, group by group."""
+    lines = ["| | " + " | ".join(result["metrics"]) + " |",
+             "|---" * (len(result["metrics"]) + 1) + "|"]
+    for row in result["rows"]:
+        cells = []
+        for metric in result["metrics"]:
+            paper = printed(result, row, metric)
+            cells.append(shown(means(result, row, metric))
+                         + ("" if paper is None else f" ({paper:.3f})"))
+        lines.append(f"| {row} | " + " | ".join(cells) + " |")
+    for a, b in result["differences"]:
+        cells = []
+        for metric in result["metrics"]:
+            papers = [printed(result, row, metric) for row in (a, b)]
+            cells.append(shown(differences(result, a, b, metric), "{:+.3f}")
+                         + ("" if None in papers else f" ({papers[0] - papers[1]:+.3f})"))
+        lines.append(f"| *{a}* minus *{b}* | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
-def parse() -> argparse.Namespace:
+def correlation_text(result: dict) -> str:
+    """What customttt.tiny.study.metrics found: each metric with each truth."""
+    found = result["correlations"]
+    columns = [(truth, kind) for truth, kinds in next(iter(found.values())).items()
+               for kind in kinds]
+    lines = ["| | " + " | ".join(f"{truth}, {kind}" for truth, kind in columns) + " |",
+             "|---" * (len(columns) + 1) + "|"]
+    for metric, of in found.items():
+        cells = ("{:+.2f} [{:+.2f}, {:+.2f}]".format(*of[truth][kind]) for truth, kind in columns)
+        lines.append(f"| {metric} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def verdicts(result: dict) -> list[str]:
+    """One sentence for each difference that the paper has: does this result have it too? If the
+    interval holds both signs: how many groups like these would decide it."""
+    found = []
+    for a, b in result["differences"]:
+        for metric in METRICS:
+            papers = [printed(result, row, metric) for row in (a, b)]
+            if None in papers or papers[0] == papers[1]:
+                continue
+            paper, here = papers[0] - papers[1], differences(result, a, b, metric)
+            mean, half = interval(here)
+            if abs(mean) > half:
+                said = "as the paper" if mean * paper > 0 else "**against the paper**"
+            elif half > 0:
+                said = (f"undecided; an interval as narrow as the paper's difference takes about "
+                        f"{len(here) * (half / paper) ** 2:.0f} groups")
+            else:
+                said = "undecided: one group has no interval"
+            found.append(f"{metric}, *{a}* minus *{b}*: {paper:+.3f} in the paper, "
+                         f"{shown(here, '{:+.3f}')} here: {said}.")
+    return found
+
+
+# ---------------------------------------------------------------------------------- the command
+
+def make(args: argparse.Namespace, name: str, units: Sequence[Unit], scorers: Sequence[Scorer],
+         pairs: Sequence[tuple[str, str]], module: str,
+         more: Callable[[dict], dict] = lambda result: {}) -> dict | None:
+    """Train, sample and score all units; print the table and write it. Returns what was written,
+    in the first process. `module`: whose command this is; `more`: further entries, made of it."""
+    bench = Bench(args, open_cache(args), tuple(scorers))
+    start_ranks(args.device)
+    scored = shared([partial(bench.scores, unit) for unit in units], name)
+    if scored is None:
+        return None
+    result = {
+        "name": name, "seed": args.seed, "made of": bench.cache.told,
+        "scored with": {scorer.name: scorer.told for scorer in scorers},
+        "rows": list(dict.fromkeys(unit.row.name for unit in units)),
+        "differences": [list(pair) for pair in pairs], "metrics": list(scored[0][0]),
+        "clips": [[unit.row.name, unit.group.name, unit.prompt,
+                   [round(value, 5) for value in scores.values()]]
+                  for unit, (scores, _) in zip(units, scored)]}
+    result = more(result) | result
+    print(text(result))
+    write_result(result, args.output, module, [folder for _, made in scored for folder in made])
+    return result
+
+
+def units_of(rows: Sequence[Row], groups: Sequence[Group]) -> list[Unit]:
+    """Group by group, since rows share what they have learned."""
+    return [Unit(row, group, k) for group in groups for row in rows
+            for k in range(len(group.prompts))]
+
+
+def make_table(args: argparse.Namespace, table: int, groups: Sequence[Group],
+               scorers: Sequence[Scorer], module: str) -> dict | None:
+    """One of TABLES."""
+    a, others = COMPARED_WITH[table]
+    return make(args, f"table-{table}", units_of(TABLES[table], groups), scorers,
+                [(a, b) for b in others], module)
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    """What all that trains, samples and scores shares."""
+    add_model_flags(parser)
+    parser.add_argument("--clip", type=Path, default=Path("weights/tiny/clip"), metavar="M",
+                        help="folder or file of a CLIP (default: %(default)s)")
+    parser.add_argument("--tracker", choices=list(TRACKERS), default="lucas-kanade")
+    parser.add_argument("--output", type=Path, default=OUTPUT, metavar="FOLDER",
+                        help="default: %(default)s")
+    parser.add_argument("--steps", type=int, metavar="N", help="of each training, to try it out")
+    add_recipe_flags(parser, SAMPLED)
+
+
+def check(args: argparse.Namespace) -> None:
+    """Raise UserError now, and not after hours of work."""
+    if args.tracker == "lucas-kanade":
+        evaluation_package("cv2")
+
+
+def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("table", type=int, choices=list(TABLES))
     parser.add_argument("--protocol", type=Path, required=True, metavar="FILE")
-    parser.add_argument("--model", default="weights/tiny", metavar="M")
-    parser.add_argument("--motion-module", metavar="FILE")
-    parser.add_argument("--clip", type=Path, default=Path("weights/tiny/clip"), metavar="M")
-    parser.add_argument("--tracker", choices=list(TRACKERS), default="lucas-kanade")
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--output", type=Path, default=Path("output/tables"), metavar="FOLDER")
-    for name, setting in SAMPLING.full.items():
-        parser.add_argument("--" + name.replace("_", "-"), type=type(setting.value), metavar="N",
-                            help="default: the model's recipe")
-    parser.add_argument("--steps", type=int, metavar="N", help="of each training, to try it out")
-    return parser.parse_args()
-
-
-def main() -> None:
-    args = parse()
-    if args.tracker == "lucas-kanade":
-        evaluation_package("cv2")       # now, and not after hours
-    args.fps = 8.0 if args.fps is None else args.fps
-    groups, rows, embedder = read_protocol(args.protocol), TABLES[args.table], load_clip(args.clip)
-    flags = ["--model", str(args.model), "--device", args.device]
-    for name in ("motion_module", "steps", "size", "frames"):
-        if vars(args)[name] is not None:
-            flags += ["--" + name.replace("_", "-"), str(vars(args)[name])]
-    cache = Cache(args.output, tuple(flags), args.seed)
-    rank, ranks = (int(os.environ.get(key, i)) for key, i in (("RANK", 0), ("WORLD_SIZE", 1)))
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
-    for group in tqdm(groups[rank::ranks], desc=f"table {args.table}, groups"):
-        run_group(args, cache, rows, group, embedder)
-    if rank:
-        return
-    results = [each for group in groups for each in run_group(args, cache, rows, group, embedder)]
-    text = table(rows, results)
-    print(text)
-    write_json({"table": args.table, "seed": args.seed, "clip": args.clip.name,
-                "clips": results},
-               args.output / f"table-{args.table}.json")
-    with writing(args.output / f"table-{args.table}.md") as temporary:
-        temporary.write_text(text + "\n", encoding="utf-8")
+    add_flags(parser)
+    args = parser.parse_args()
+    check(args)
+    make_table(args, args.table, read_protocol(args.protocol), [paper_scorer(args)],
+               "customttt.paper.tables")
 
 
 if __name__ == "__main__":

@@ -1,0 +1,62 @@
+"""The paper's figures, drawn with matplotlib ([eval])."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from PIL import Image
+
+from ..errors import writing
+from .tracks import evaluation_package
+
+
+def pyplot():
+    """matplotlib's, for files alone."""
+    evaluation_package("matplotlib").use("Agg")
+    return evaluation_package("matplotlib.pyplot")
+
+
+def save(figure, path: Path) -> None:
+    with writing(path) as temporary:
+        figure.savefig(temporary, dpi=120, metadata={"Software": None})
+    pyplot().close(figure)
+
+
+def draw_heat_map(values: Sequence[Sequence[float]], rows: Sequence[str], title: str,
+                  path: Path) -> None:
+    """The probe: a column a layer."""
+    figure, axes = pyplot().subplots(figsize=(8, 2.4), layout="constrained")
+    image = axes.imshow(values, cmap="viridis", aspect="auto")
+    axes.set_xticks(range(len(values[0])))
+    axes.set_yticks(range(len(rows)), rows)
+    axes.set_xlabel("layer i")
+    axes.set_title(title)
+    figure.colorbar(image)
+    save(figure, path)
+
+
+def draw_grid(clips: Path, rows: Sequence[str], title: str, path: Path) -> None:
+    """Figures 1 and 2: a contact sheet of the probe with its conditions named."""
+    with Image.open(clips) as sheet:
+        width, height = sheet.size
+        figure, axes = pyplot().subplots(figsize=(8, 1 + 7 * height / width), layout="constrained")
+        axes.imshow(sheet)
+    axes.set_xticks([])
+    axes.set_yticks([(k + 0.5) * height / len(rows) for k in range(len(rows))], rows)
+    axes.set_title(title, fontsize="medium")
+    save(figure, path)
+
+
+def draw_dots(columns: dict[str, dict[str, tuple[float, float]]], title: str, path: Path) -> None:
+    """A table: for each metric, a dot with its interval a row; mean and half by metric and row."""
+    figure, every = pyplot().subplots(
+        1, len(columns), sharey=True, squeeze=False, layout="constrained",
+        figsize=(2 + 2.2 * len(columns), 1.2 + 0.3 * len(next(iter(columns.values())))))
+    for axes, (metric, rows) in zip(every[0], columns.items()):
+        places = range(len(rows), 0, -1)        # the first row on top
+        axes.errorbar([mean for mean, _ in rows.values()], places, fmt="o", capsize=3,
+                      xerr=[half if half == half else 0 for _, half in rows.values()])
+        axes.set_yticks(places, list(rows))
+        axes.set_title(metric, fontsize="medium")
+        axes.grid(axis="x", alpha=0.3)
+    figure.suptitle(title)
+    save(figure, path)

@@ -1,0 +1,50 @@
+"""Work that several processes share. They are torchrun's, and talk through files alone."""
+
+import contextlib
+import io
+import os
+import sys
+from collections.abc import Callable, Sequence
+from typing import TypeVar
+
+import torch
+from tqdm import tqdm
+
+Result = TypeVar("Result")
+LOCAL = 2       # processes of one thread that a command on a CPU becomes by itself
+
+
+def start_ranks(device: str) -> None:
+    """Called once the flags are checked. A command on a CPU that torchrun did not start begins
+    again under it; a GPU is given to each process."""
+    module = getattr(sys.modules["__main__"].__spec__, "name", "")
+    if "LOCAL_RANK" in os.environ:
+        if torch.device(device).type == "cuda":
+            torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    elif device == "cpu" and os.name == "posix" and module.startswith("customttt."):
+        os.execve(sys.executable, [
+            sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node",
+            str(LOCAL), "-m", module, *sys.argv[1:]], os.environ | {"OMP_NUM_THREADS": "1"})
+
+
+def rank_of_ranks() -> tuple[int, int]:
+    """Which process this is, of how many."""
+    return int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+
+
+def shared(jobs: Sequence[Callable[[], Result]], title: str) -> list[Result] | None:
+    """Results of jobs that keep theirs in a cache; None in all processes but the first.
+
+    Each process does its share. The first then gathers the others' results from the cache, last
+    ones first, and makes those that are not there yet.
+    """
+    rank, ranks = rank_of_ranks()
+    start, end = (len(jobs) * (rank + i) // ranks for i in (0, 1))
+    order = [*range(start, end), *(reversed(range(end, len(jobs))) if rank == 0 else ())]
+    results = {}
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.ExitStack() as quiet:
+        if rank:        # one progress bar is enough
+            quiet.enter_context(contextlib.redirect_stderr(io.StringIO()))
+        for k in tqdm(order, title):
+            results[k] = jobs[k]()
+    return [results[k] for k in range(len(jobs))] if rank == 0 else None

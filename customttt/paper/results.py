@@ -1,0 +1,103 @@
+"""All results on one page: tables.py's and probe.py's beside the paper's figures.
+
+  python -m customttt.paper.results [--made output/paper] [--kept docs/results]
+
+Copies the results of --made, if there are any (.json; of the probe also .png), to --kept, and draws
+from what is there: KEPT.md, and a picture of each table. Seeds of one table are put together. What
+the paper says and what is found here stand side by side, and where the two differ in sign, or an
+interval is too wide to tell, the page says so.
+"""
+
+import argparse
+import shutil
+from pathlib import Path
+
+from ..errors import UserError, run, writing
+from ..files.reading import read_json
+from . import probe, tables
+from .cache import OUTPUT
+from .figures import draw_dots
+from .intervals import interval
+
+KEPT = Path("docs/results")
+TITLES = {      # name of a result -> its title, in the order of the page
+    "table-1": "Table 1: the systems", "probe-subject": "Table 2, Figure 1: layers and the subject",
+    "probe-motion": "Table 2, Figure 2: layers and the motion",
+    "table-3": "Table 3: which layers have LoRA", "table-4": "Table 4: reference steps",
+    "stages": "What each stage does", "metrics": "What the metrics are worth",
+    "student": "What test-time training does to its student"}
+
+
+def copy(made: Path, kept: Path) -> None:
+    for file in sorted([*made.glob("*.json"), *made.glob("*.png")]):
+        with writing(kept / file.name) as temporary:
+            shutil.copyfile(file, temporary)
+
+
+def read_results(kept: Path) -> dict[str, tuple[dict, list[dict]]]:
+    """By name: the result, that of all seeds together, and how each was made."""
+    found: dict[str, tuple[dict, list[dict]]] = {}
+    for file in sorted(kept.glob("*-seed-*.json")):
+        if file.name.endswith(".run.json"):
+            continue
+        result, told = read_json(file), read_json(file.with_suffix(".run.json"))
+        items = list(result)[-1]        # the clips, or the pairs
+        if result["name"] in found:
+            first, runs = found[result["name"]]
+            if [first[key] for key in first if key in ("rows", "metrics")] != [
+                    result[key] for key in first if key in ("rows", "metrics")]:
+                raise UserError(f"{file}: has other rows or metrics than the other seeds' results; "
+                                f"make them with one version")
+            first[items] += result[items]
+            runs.append(told)
+        else:
+            found[result["name"]] = result, [told]
+    if not found:
+        raise UserError(f"{kept}: no results there; make some, for example with "
+                        f"python -m customttt.paper.probe subject")
+    return found
+
+
+def section(title: str, result: dict, runs: list[dict], kept: Path) -> list[str]:
+    """Lines of the page."""
+    lines = [f"## {title}", ""]
+    for told in runs:
+        took = ", ".join(f"{kind} {seconds:,.0f}" for kind, seconds in told["seconds"].items())
+        lines += [f"    {told['command']}", "", f"Seconds of one process: {took}.", ""]
+    name = result["name"]
+    if "pairs" in result:
+        pictures = sorted(file.name for file in kept.glob(f"{name}-*.png"))
+        return [*lines, f"{len(result['pairs'])} pairs.", "", probe.table(result), "",
+                *(f"![{title}]({kept.name}/{each})" for each in pictures), ""]
+    groups = {group for _, group, _, _ in result["clips"]}
+    lines += [f"{len(result['clips'])} clips of {len(groups)} groups; 95% intervals over the "
+              f"groups; in brackets the paper's figure.", "", tables.text(result), ""]
+    if "correlations" in result:
+        lines += [tables.correlation_text(result), ""]
+    if found := tables.verdicts(result):
+        lines += ["Does it agree with the paper?", "", *(f"- {each}" for each in found), ""]
+    draw_dots({metric: {row: interval(tables.means(result, row, metric)) for row in result["rows"]}
+               for metric in result["metrics"]}, title, kept / f"{name}.png")
+    return [*lines, f"![{title}]({kept.name}/{name}.png)", ""]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--made", type=Path, default=OUTPUT, metavar="FOLDER")
+    parser.add_argument("--kept", type=Path, default=KEPT, metavar="FOLDER")
+    args = parser.parse_args()
+    copy(args.made, args.kept)
+    found = read_results(args.kept)
+    lines = ["# Results", "", "Made by `python -m customttt.paper.results` from the files beside "
+             "it, each by the command above its table.", ""]
+    for name in sorted(found, key=lambda name: [*TITLES, name].index(name)):
+        lines += section(TITLES.get(name, name), *found[name], args.kept)
+    page = args.kept.with_suffix(".md")
+    with writing(page) as temporary:
+        temporary.write_text("\n".join(lines), encoding="utf-8")
+    print(f"written: {page}")
+
+
+if __name__ == "__main__":
+    run(main)

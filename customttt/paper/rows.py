@@ -1,0 +1,192 @@
+"""One row of a table for one group: learn its subject and its motion, join them, sample, score.
+
+This is the one place where many combinations are trained and sampled; what cache.py has is not made
+again. A group is a subject, a motion and the prompts that join them.
+"""
+
+import argparse
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from einops import rearrange
+from PIL import Image
+from torch import Tensor
+
+from ..draws import stream_seed
+from ..files.lora_files import load_lora
+from ..files.reading import read_json, write_json
+from ..media.clips import to_images, write_video
+from ..media.find import IMAGE_ENDINGS, find_files
+from ..recipes import EVERYWHERE, SAMPLING, SMALL, Recipe
+from ..run.data import fingerprint
+from ..run.options import chosen_settings, open_model
+from ..sampling import sample_video
+from ..stages import STAGES
+from .cache import Cache, files_of, values_of
+from .clip import load_clip
+from .dreamvideo import WORD, load_dreamvideo, sample_dreamvideo
+from .metrics import clip_scores, fidelity_scores, open_image, reference_tracks
+from .systems import COMPARED
+from .tracks import TRACKERS
+
+SAMPLED = Recipe(EVERYWHERE, SMALL)     # what a clip is sampled with
+FPS = SAMPLING.full["fps"].value
+
+
+@dataclass(frozen=True)
+class Group:
+    images: Path                # a folder
+    subject: str                # "a teddy bear"
+    video: Path
+    motion: str                 # "a man is lifting weights"
+    prompts: tuple[str, ...]    # "a teddy bear is lifting weights on the snow", ...
+
+    @property
+    def name(self) -> str:
+        return f"{self.images.name} + {self.video.stem}"
+
+    @property
+    def content(self) -> str:
+        return fingerprint([*files_of(self.images), *files_of(self.video)])
+
+    def subject_images(self) -> list[Image.Image]:
+        return [open_image(file) for file in find_files([self.images], IMAGE_ENDINGS, "image")]
+
+
+@dataclass(frozen=True)
+class Row:
+    """What learns a subject, what learns a motion, and what joins them."""
+
+    name: str
+    subject: tuple[str, ...] = ("spatial",)     # stages, one after the other
+    motion: tuple[str, ...] = ("temporal",)
+    subject_flags: tuple[str, ...] = ()
+    motion_flags: tuple[str, ...] = ()
+    ttt: tuple[str, ...] | None = None          # its flags; None: joined as they are
+    scales: tuple[float, float] = (1.0, 1.0)    # of the subject's and the motion's LoRA
+    clip: Callable[[Group, str, int], Tensor] | None = None     # of a prompt and a seed, instead
+
+
+class Unit(NamedTuple):
+    """One clip of a table."""
+
+    row: Row
+    group: Group
+    k: int          # which of the group's prompts
+
+    @property
+    def prompt(self) -> str:
+        return self.group.prompts[self.k]
+
+
+class Scorer(NamedTuple):
+    """Some scores of a unit's clip, uint8 (f H W 3); it gets the unit's LoRA files, too."""
+
+    name: str
+    told: dict      # what makes a difference in them, beside the clip
+    score: Callable[[Tensor, Unit, dict[str, Path]], dict[str, float]]
+
+
+class Bench(NamedTuple):
+    """A model and a cache: what trains, samples and scores."""
+
+    args: argparse.Namespace
+    cache: Cache
+    scorers: tuple[Scorer, ...]
+
+    def loras(self, unit: Unit) -> dict[str, Path]:
+        """What the stages of a row train, by stage."""
+        row, group, files = unit.row, unit.group, {}
+        if row.clip is not None:
+            return files
+        for stages, flags, data, words in (
+                (row.subject, row.subject_flags, group.images, group.subject),
+                (row.motion, row.motion_flags, group.video, group.motion)):
+            for name in stages:
+                of = {"--data": data}
+                if name == "dreamvideo-identity":
+                    of["--word"] = files["dreamvideo-word"]
+                elif name == "dreamvideo-motion":
+                    of["--clip"] = self.args.clip
+                stage = (STAGES | COMPARED)[name]
+                files[name] = self.cache.lora(stage, ("--prompt", words, *flags), of)
+        if row.ttt is not None:
+            flags = [flag.replace("{prompt}", unit.prompt).replace(
+                "{doing}", unit.prompt.partition(" is ")[2]) for flag in row.ttt]
+            files["ttt"] = self.cache.lora(
+                STAGES["ttt"], ("--prompt", unit.prompt, *flags),
+                {f"--{kind}": files[kind] for kind in ("spatial", "temporal")})
+        return files
+
+    def clip(self, unit: Unit) -> Path:
+        """The folder of a unit's clip. Rows share the noise."""
+        (row, group, k), prompt = unit, unit.prompt
+        seed = stream_seed(self.args.seed, f"table {group.name} {k}")
+        told = {"prompt": prompt, "noise": seed}
+        if row.clip is not None:
+            told |= {"row": row.name, "group": group.content}
+            return self.cache.made("clips/clip", told, lambda folder: write_video(
+                row.clip(group, prompt, seed), folder / "clip.png"))
+        files = self.loras(unit)
+        if row.ttt is not None:
+            files = {"ttt": files["ttt"]}
+        told |= {"loras": [file.parent.name for file in files.values()], "scales": row.scales,
+                 "recipe": values_of(SAMPLED),
+                 "given": {name: getattr(self.args, name) for name in EVERYWHERE}}
+        return self.cache.made("clips/clip", told, lambda folder: write_video(
+            self.sample(files, row, group, prompt, seed), folder / "clip.png"))
+
+    def sample(self, files: dict[str, Path], row: Row, group: Group, prompt: str,
+               seed: int) -> Tensor:
+        """uint8 (f H W 3)."""
+        model, _ = open_model(self.args)
+        settings = chosen_settings(self.args, SAMPLED, model)
+        arguments = {"steps": settings["sampling_steps"], "guidance": settings["guidance"],
+                     "frames": settings["frames"], "size": settings["size"], "seed": seed}
+        if "dreamvideo-word" in files:
+            load_dreamvideo(model, *files.values())
+            guide = load_clip(self.args.clip, model.device).embed_images(group.subject_images()[:1])
+            return sample_dreamvideo(model, prompt.replace(group.subject, f"a {WORD}"), guide,
+                                     **arguments)
+        for file, scale in zip(files.values(), row.scales):
+            load_lora(model.unet, file, scale)
+        return sample_video(model, prompt, **arguments)
+
+    def scores(self, unit: Unit) -> tuple[dict[str, float], list[Path]]:
+        """A unit's scores, and the folders of the cache that they come from."""
+        clip, loras = self.clip(unit), self.loras(unit)
+        scores, made = {}, [clip, *(file.parent for file in loras.values())]
+        for scorer in self.scorers:
+            told = {"clip": clip.name, "prompt": unit.prompt, "group": unit.group.content}
+            folder = self.cache.made(
+                f"scores/{scorer.name}", told | scorer.told, lambda folder: write_json(
+                    scorer.score(read_clip(clip), unit, loras), folder / "scores.json"))
+            scores |= read_json(folder / "scores.json")
+            made.append(folder)
+        return scores, made
+
+
+def read_clip(folder: Path) -> Tensor:
+    """uint8 (f H W 3) of a clip's squares in a row."""
+    with Image.open(folder / "clip.png") as image:
+        pixels = torch.frombuffer(bytearray(image.convert("RGB").tobytes()), dtype=torch.uint8)
+        return rearrange(pixels, "(h f w c) -> f h w c", h=image.height, w=image.height, c=3)
+
+
+def paper_scorer(args: argparse.Namespace) -> Scorer:
+    """The paper's four metrics; the last one in both forms."""
+    embedder = load_clip(args.clip, args.device)
+
+    def score(clip: Tensor, unit: Unit, loras: dict[str, Path]) -> dict[str, float]:
+        """One in which no point can be followed has no motion fidelity."""
+        frames = to_images(clip)
+        scores = clip_scores(embedder, frames, unit.prompt, unit.group.subject_images())
+        reference = reference_tracks(unit.group.video, len(frames), FPS, args.tracker)
+        tracks = TRACKERS[args.tracker](frames)
+        return scores | (fidelity_scores(tracks, reference) if len(tracks) else
+                         dict.fromkeys(("motion fidelity", "motion fidelity (published)"), 0.0))
+    told = {"clip's weights": fingerprint(files_of(args.clip)), "tracker": args.tracker}
+    return Scorer("paper", told, score)

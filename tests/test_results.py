@@ -1,0 +1,67 @@
+"""The page of results is made of the files alone, and says what the paper says beside it."""
+
+import json
+import sys
+
+import pytest
+from PIL import Image
+
+from customttt.errors import UserError
+from customttt.paper import probe, results, tables
+from customttt.paper.cache import write_result
+
+pytest.importorskip("matplotlib")
+
+
+def table_4(seed, shift):
+    """Three groups of one prompt; the second row is `shift` above the first."""
+    rows = {tables.AS_THEY_ARE: 0.0, "5 reference steps": shift}
+    return {"name": "table-4", "seed": seed, "rows": list(rows), "metrics": ["CLIP-T", "CLIP-I",
+            "consistency", "motion fidelity", "true motion"],
+            "differences": [["5 reference steps", tables.AS_THEY_ARE]],
+            "clips": [[row, group, "a prompt", [0.3 + k / 10 + more] * 5]
+                      for row, more in rows.items() for k, group in enumerate("abc")]}
+
+
+@pytest.fixture
+def page(tmp_path, monkeypatch):
+    def page():
+        monkeypatch.setattr(sys, "argv", ["results", "--made", str(tmp_path / "made"), "--kept",
+                                          str(tmp_path / "docs/results")])
+        results.main()
+        return (tmp_path / "docs/results.md").read_text()
+    return page
+
+
+def test_the_page(tmp_path, page, monkeypatch):
+    made, kept = tmp_path / "made", tmp_path / "docs/results"
+    with pytest.raises(UserError, match="no results there; make some"):
+        page()
+    scores = {name: [0.2 + len(layers) / 100, 0.1] for name, layers in probe.conditions(6).items()}
+    monkeypatch.setattr(sys, "argv", ["probe", "subject", "--number", "1"])
+    write_result({"name": "probe-subject", "seed": 0, "kind": "subject", "first": 6,
+                  "pairs": [[["a cat", "a dog"], scores]]}, made, "customttt.paper.probe", [])
+    Image.new("RGB", (8, 8)).save(made / "probe-subject-heat.png")
+    for seed, shift in ((0, 0.01), (1, 0.03)):
+        monkeypatch.setattr(sys, "argv", ["tables", "4", "--seed", str(seed)])
+        write_result(table_4(seed, shift), made, "customttt.paper.tables", [])
+    written = page()
+    assert "    python -m customttt.paper.tables 4 --seed 1\n" in written
+    # Two seeds of a group are one number; the true motion is not the paper's.
+    assert f"| {tables.AS_THEY_ARE} | 0.400 ± 0.248 (0.295) | " in written
+    assert "6 clips" not in written and "12 clips of 3 groups" in written
+    assert "| +0.020 ± 0.000 |\n" in written.replace("+0.020 ± 0.000 (+0.020)", "")
+    said = "CLIP-T, *5 reference steps* minus *without test-time training*: +0.013 in the paper, "
+    assert f"- {said}+0.020 ± 0.000 here: as the paper.\n" in written
+    assert "| 6 | 0.2100 | +0.0100 | 0.200 |" in written
+    assert written.index("Table 2, Figure 1") < written.index("## Table 4")
+    for picture in ("probe-subject-heat.png", "table-4.png"):
+        assert (kept / picture).exists() and f"](results/{picture})" in written
+
+    for file in made.iterdir():                 # the kept files are enough
+        file.unlink()
+    assert page() == written
+    odd = json.loads((kept / "table-4-seed-1.json").read_text()) | {"metrics": ["CLIP-T"]}
+    (kept / "table-4-seed-1.json").write_text(json.dumps(odd))
+    with pytest.raises(UserError, match="table-4-seed-1.json: has other rows or metrics"):
+        page()
