@@ -1,6 +1,6 @@
-"""The study's metrics know a right clip from a wrong one, and its table says what was measured."""
+"""The tiny world's truth knows a right clip from a wrong one; its commands run from end to end."""
 
-import argparse
+import json
 import sys
 from dataclasses import replace
 
@@ -10,15 +10,18 @@ import torch
 from customttt.errors import UserError
 from customttt.files.load import load_model
 from customttt.lora import add_lora, with_lora
+from customttt.paper import tables
+from customttt.paper.intervals import bootstrap, pearson, ranks, spearman
 from customttt.recipes import TTT
 from customttt.run.data import Texts
-from customttt.stages import STAGES
 from customttt.tiny.pretraining.judge import Judge
-from customttt.tiny.study import search, student, study
+from customttt.tiny.study import metrics, protocol, search, student, study
 from customttt.tiny.study.scores import METRICS, combinations, other_motion, other_subject, score
-from customttt.tiny.world.clips import make_clip, render
+from customttt.tiny.world.clips import SCENES, make_clip, render
 from customttt.tiny.world.motions import HELD_OUT_MOTIONS
 from customttt.tiny.world.subjects import HELD_OUT_SUBJECTS
+
+QUICK = ("--frames", "2", "--size", "64", "--sampling-steps", "1", "--steps", "1")
 
 
 def test_combinations_differ_and_no_range_repeats_another():
@@ -45,23 +48,138 @@ def test_metrics_tell_right_from_wrong(model_folder):
     assert mean["identity"] > 0.3 and mean["motion"] > 0.5 and mean["CLIP-I"] > 0.02
 
 
-def test_the_table_pairs_what_it_subtracts():
-    def scores(value):
-        return dict.fromkeys(METRICS, value)
+# ------------------------------------------------------------------ the protocol
 
-    results = [{"base": scores(k), "subject only": scores(k + 0.5)} for k in (0, 1)]
-    table = study.table(results)
-    assert "| base | 0.500 ± 0.980 |" in table              # 1.96 sqrt(1/2) / sqrt 2
-    assert "| *subject only* minus *base* | 0.500 ± 0.000 |" in table
-    assert "motion only" not in table
+def test_the_protocol_is_the_papers(tmp_path):
+    """50 prompts of nine subjects and ten motions, none of the pairs on which settings are tried;
+    the same bytes each time."""
+    groups = protocol.write_protocol(tmp_path / "a")
+    assert tables.read_protocol(tmp_path / "a" / "protocol.json") == groups
+    assert len({group.images for group in groups}) == 9
+    assert len({group.video for group in groups}) == len({group.name for group in groups}) == 10
+    tried = {(each.subject, each.motion) for each in combinations(0, 40)}
+    for group in groups:
+        meant = [protocol.combination_of(group, prompt) for prompt in group.prompts]
+        assert [each.scene for each in meant] == list(SCENES)
+        assert [each.prompt for each in meant] == list(group.prompts)
+        assert (meant[0].subject, meant[0].motion) not in tried
+        assert len(group.subject_images()) == 5 and group.motion.startswith("a red ball is ")
+    again = protocol.write_protocol(tmp_path / "b")
+    assert [group.content for group in again] == [group.content for group in groups]
+    assert len({group.content for group in groups}) == 10
 
 
-def test_flags_of_ttt_may_name_the_prompt():
-    [combination] = combinations(9, 1)
-    assert study.said("--steps 2 --motion-prompt 'an object is {doing}'", combination) == [
-        "--steps", "2", "--motion-prompt", "an object is bouncing on the snow"]
-    assert study.said("--prompt {prompt}", combination)[1] == "a fish is bouncing on the snow"
+# ------------------------------------------------------------------ commands
 
+@pytest.fixture
+def call(monkeypatch, tmp_path, model_folder, capsys):
+    """Of a command of the study, on one group of one prompt; what it prints and what it writes."""
+    def call(command, name, *flags):
+        few = [protocol.write_group(tmp_path / study.PROTOCOL, protocol.PAIRS[3:4])]
+        for module in (study, metrics, student):
+            monkeypatch.setattr(module, "write_protocol", lambda folder: few)
+        monkeypatch.setattr(sys, "argv", [
+            "study", *flags, "--model", str(model_folder), "--clip", str(model_folder / "clip"),
+            "--output", str(tmp_path), *QUICK])
+        command.main()
+        file = next(tmp_path.glob(f"{name}-seed-*.json"))
+        return capsys.readouterr().out, json.loads(file.read_text())
+    pytest.importorskip("cv2")
+    return call
+
+
+def columns(result):
+    """Row -> its scores by metric; of the first clip."""
+    return {row: dict(zip(result["metrics"], scores)) for row, _, _, scores in result["clips"]}
+
+
+def test_stages_tables_and_the_student_share_what_they_train(call, tmp_path):
+    printed, result = call(study, "stages")
+    rows = columns(result)
+    assert list(rows) == ["rendered truth", "base", "subject only", "motion only",
+                          "joined, no ttt", "joined, ttt"]
+    assert rows["rendered truth"]["true identity"] > 0.9 < rows["rendered truth"]["true motion"]
+    assert rows["rendered truth"]["true identity"] > rows["rendered truth"]["another's identity"]
+    assert "| *joined, ttt* minus *joined, no ttt* | " in printed
+    loras = {folder.name for folder in (tmp_path / "loras").iterdir()}
+    assert [name.split("-")[0] for name in sorted(loras)] == ["spatial", "temporal", "ttt"]
+
+    printed, table = call(study, "table-4", "4")            # four further settings of ttt
+    assert columns(table)[tables.AS_THEY_ARE] == rows["joined, no ttt"]
+    assert "(0.295)" in printed
+    more = {folder.name for folder in (tmp_path / "loras").iterdir()} - loras
+    assert len(more) == 4 and all(name.startswith("ttt-") for name in more)
+
+    _, found = call(student, "student")
+    changes = columns(found)["as it is"]
+    assert 0 < changes["change of temporal weights, %"] < 10
+    assert 0 < abs(changes["change of motion loss, %"]) < 5
+    assert abs(changes["identity, appearance reference"]) <= 1
+    assert {folder.name for folder in (tmp_path / "loras").iterdir()} - loras == more
+
+
+def test_the_search_scores_settings_side_by_side(call, tmp_path):
+    few = ("--combinations", "1", "--start", "3")
+    _, spatial = call(search, "search-spatial", "spatial", "--rank 2", "", *few)
+    assert list(columns(spatial)) == ["--rank 2", "as it is"]
+    printed, joined = call(search, "search-joined", "joined", "0", "300", *few, "--spatial=--rank 2")
+    assert columns(joined)["scale 0"] != columns(joined)["scale 300"]
+    assert "| scale 300 | " in printed
+    assert len(list((tmp_path / "loras").glob("spatial-*"))) == 2       # one is the search's
+    with pytest.raises(UserError, match="settings half: scales are numbers"):
+        call(search, "search-joined", "joined", "half")
+    with pytest.raises(UserError, match="settings: give at least one"):
+        call(search, "search-ttt", "ttt")
+    rows = search.rows_of("ttt", ["", "--steps 2"], ["--rank", "2"], [])
+    assert [row.ttt for row in rows] == [None, (), ("--steps", "2")]
+    assert all(row.subject_flags == ("--rank", "2") for row in rows)
+
+
+def test_the_search_probes_layers(call, monkeypatch, tmp_path, model_folder, capsys):
+    monkeypatch.setattr(search, "PROBE_STEPS", 2)
+    monkeypatch.setattr(search, "READ_TEXT", (7,))
+    monkeypatch.setattr(sys, "argv", [
+        "search", "probe", "--images", "1", "--combinations", "1", "--model", str(model_folder),
+        "--output", str(tmp_path)])
+    search.main()
+    assert "| 7 | " in capsys.readouterr().out
+
+
+def test_what_metrics_are_worth(call, model_folder):
+    """Over the kinds of clips whose truth is known."""
+    printed, result = call(metrics, "metrics")
+    rows = columns(result)
+    assert list(rows) == [row.name for row in metrics.spread(model_folder)]
+    assert rows["still"]["consistency"] == pytest.approx(1, abs=1e-4)
+    assert rows["backwards"]["true motion"] < -0.9 < 0.9 < rows["after the VAE"]["true motion"]
+    assert rows["another subject"]["true motion"] > 0.9 > rows["another subject"]["true identity"]
+    assert rows["another path"]["true identity"] > 0.9 > rows["another path"]["true motion"]
+    found = result["correlations"]
+    assert found.keys() == {*tables.METRICS, "motion fidelity (published)", "CLIP-T (truth)"}
+    x, y = (torch.tensor([each[metric] for each in rows.values()])
+            for metric in ("motion fidelity", "true motion"))
+    assert found["motion fidelity"]["true motion"]["Spearman"][0] == pytest.approx(
+        spearman(x, y), abs=1e-3)
+    assert "| motion fidelity | " in printed and "true motion, Spearman" in printed
+
+
+def test_correlations():
+    x = torch.tensor([1.0, 2.0, 2.0, 5.0])
+    assert ranks(x).tolist() == [0, 1.5, 1.5, 3]
+    assert pearson(x, 3 - 2 * x) == pytest.approx(-1)
+    assert spearman(x, x.exp()) == pytest.approx(1) != pytest.approx(pearson(x, x.exp()))
+    generator = torch.Generator().manual_seed(0)
+    a, noise = torch.randn(2, 400, generator=generator)
+    for groups, half in ((range(400), 0.08), ([k // 20 for k in range(400)], 0.08)):
+        r, low, high = bootstrap(pearson, a, a + noise, list(map(str, groups)))
+        assert r == pytest.approx(0.5 ** 0.5, abs=0.06) and low < r < high < low + 2 * half
+    twice = a.repeat_interleave(2), (a + noise).repeat_interleave(2)
+    of_one = bootstrap(pearson, a, a + noise, list(map(str, range(400))))
+    of_two = bootstrap(pearson, *twice, [str(k // 2) for k in range(800)])
+    assert of_two == pytest.approx(of_one, abs=0.02)        # said twice, it counts once
+
+
+# ------------------------------------------------------------------ the student
 
 def test_losses_of_the_student_are_held_against_the_teachers(model_folder, monkeypatch):
     """With the motion's prompt as target, a student that is the motion's teacher equals it."""
@@ -87,66 +205,3 @@ def test_losses_of_the_student_are_held_against_the_teachers(model_folder, monke
     worse = student.preservation(*given)
     assert worse["motion loss above the teacher's, before"] == 0
     assert worse["change of motion loss"] > 0.01
-
-
-def test_the_search_scores_settings_and_probes_layers(tmp_path, monkeypatch, model_folder):
-    quick = "--steps 1 --rank 2 --frames 4"
-    monkeypatch.chdir(model_folder.parent.parent)
-    monkeypatch.setattr(study, "SAMPLING", Quick())
-    args = argparse.Namespace(model=model_folder, output=tmp_path, seed=1, images=1, combinations=1,
-                              spatial=quick, temporal=quick)
-    [combination] = combinations(3, 1)
-    off, on = (search.one_scale(args, scale, combination) for scale in (0, 100))
-    assert off.keys() == set(METRICS) and off != on
-    assert (tmp_path / "spatial" / "steps-1-rank-2-frames-4" / "spatial").is_dir()
-
-    monkeypatch.setattr(search, "PROBE_STEPS", 2)
-    assert search.probe_layer(args, 7).startswith("| 7 | ")
-
-
-def test_ttt_alone_is_refused(monkeypatch):
-    monkeypatch.setattr(sys, "argv", ["study", "--stages", "ttt"])
-    with pytest.raises(UserError, match="--stages: .*all three"):
-        study.main()
-
-
-class Quick:
-    """A recipe of sampling."""
-
-    def values(self, unet):
-        return {"sampling_steps": 2, "guidance": 3, "size": 64}
-
-
-def test_it_trains_scores_and_resumes(tmp_path, monkeypatch, model_folder, capsys):
-    quick = "--steps 1 --rank 2 --frames 4"
-    monkeypatch.chdir(model_folder.parent.parent)
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    monkeypatch.setattr(study, "SAMPLING", Quick())
-    monkeypatch.setattr(student, "DRAWS", 2)
-    [combination] = combinations(7, 1)
-    study.write_data(tmp_path / "seed-1" / "data")
-    scores = study.examine(argparse.Namespace(
-        model=model_folder, output=tmp_path / "seed-1", name="ttt", seed=1, stages=list(STAGES),
-        spatial=quick, temporal=quick, ttt="--steps 1 --reference-steps 1"), combination)
-    assert scores.keys() == {study.TRUTH, *study.CONDITIONS, *study.CONTROLS, *study.REFERENCES,
-                             "student"}
-    changes = scores["student"]
-    assert 0 < changes["change of temporal weights"] < 0.1
-    # One reference step leaves noise, on which prompts and adapters of one step tell little.
-    assert abs(changes["motion loss above the teacher's, before"]) < 0.05
-    assert 0 < abs(changes["change of motion loss"]) < 0.05
-
-    again = ["study", "--output", str(tmp_path), "--combinations", "1", "--start", "7"]
-    monkeypatch.setattr(sys, "argv", again)
-    study.main()                                            # takes what is there
-    line = f"| joined, ttt | {scores['joined, ttt']['identity']:.3f} ± nan | "
-    assert line in capsys.readouterr().out
-
-    monkeypatch.setattr(sys, "argv", [*again, "--compare", "ttt"])
-    study.main()
-    gained = scores["joined, ttt"]["identity"] - scores["joined, no ttt"]["identity"]
-    assert f"| ttt | {gained:.3f} ± nan | " in capsys.readouterr().out
-
-    monkeypatch.setattr(sys, "argv", [*again, "--compare", "ttt", "longer"])
-    with pytest.raises(UserError, match="--compare longer: .*run it with --name longer"):
-        study.main()

@@ -89,7 +89,7 @@ def score(judge: Judge, combination: Combination, frames: Tensor, seed: int) -> 
     chosen = judge.choices(frames, subject.kind, None, combination.scene)
     return {"identity": 1 - (palette(frames) - true_palette).abs().sum().item() / 2,
             "CLIP-I": (embedded @ images.T).mean().item(),
-            "motion": trajectory_agreement(measure_trajectory(frames), path[:, :3]),
+            "motion": trajectory_agreement(measure_trajectory(frames), path[:len(frames), :3]),
             "CLIP-T": (embedded @ judge.embed_captions([combination.prompt]).T).mean().item(),
             "words": ((chosen["subject"] == subject.kind)
                       + (chosen["scene"] == combination.scene)) / 2,

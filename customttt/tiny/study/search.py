@@ -4,80 +4,70 @@
   python -m customttt.tiny.study.search spatial "--spatial-layers 1 7" "--spatial-layers 2 6"
   python -m customttt.tiny.study.search temporal "--learning-rate 1e-4" "--learning-rate 3e-4"
   python -m customttt.tiny.study.search joined 0.6 0.8 1 --spatial="--steps 300"
+  python -m customttt.tiny.study.search ttt "" "--learning-rate 3e-5 --motion-prompt {prompt}"
 
 spatial, temporal: train.py's stage under each setting (its flags), on a few held-out subjects or
 motions, with the motion modules in. joined: scales of the spatial LoRA beside the temporal one,
-both as --spatial and --temporal say, without test-time training. One row a setting: mean and 95%
-interval over the combinations. Their range is not the one that `study` reports; what is there
-already is not trained again.
+both as --spatial and --temporal say, without test-time training. ttt: settings of test-time
+training on the same two; in them {prompt} and {doing} are the combination's "a fish is moving up in
+the sea" and "moving up in the sea". A setting of one word needs a space before it: " --no-debiased".
+One row a setting: mean and 95% interval over the combinations, which are not those that `study`
+reports.
 
 probe: the paper's, in a first form. A prompt p* goes into one layer, another p into all others:
 which of the two does the picture follow? -1 is p, 1 is p*. Only layers that read text are asked.
 """
 
 import argparse
-import os
-from concurrent.futures import ProcessPoolExecutor
+import shlex
 from dataclasses import replace
 from functools import partial
-from multiprocessing import get_context
 from pathlib import Path
 
-import torch
 from torch import Generator, Tensor
-from tqdm import tqdm
 
 from ...errors import UserError, run
 from ...files.load import load_model
-from ...files.lora_files import load_lora
-from ...media.clips import contact_sheet, write_video
+from ...files.reading import read_json, write_json
 from ...model.model import Model
+from ...paper import tables
+from ...paper.cache import Cache, open_cache
+from ...paper.intervals import shown
+from ...paper.ranks import shared, start_ranks
+from ...paper.rows import Row
 from ...sampling import sample_video
-from ...stages import TEACHERS
 from ..pretraining.judge import Judge
 from ..pretraining.measure import measure_trajectory
 from ..world.clips import SIZE, sample_clip
 from ..world.motions import MOTIONS, trajectory_agreement
 from ..world.subjects import COMPOSED, PLAIN
-from .scores import METRICS, Combination, combinations, score
-from .study import examine, interval, sample, train_motion, train_subject, write_data
+from .protocol import write_group
+from .scores import combinations
+from .study import scorers
 
 READ_TEXT = (0, 1, 2, 4, 6, 7, 8)
 STRAIGHT = MOTIONS[:4]          # left, right, up, down
 PROBE_STEPS, GUIDANCE = 12, 3.0
-ONLY = {"spatial": "subject only", "temporal": "motion only"}
+JOINED = "joined, no ttt"
 
 
-def searched(args: argparse.Namespace, stage: str, flags: str) -> argparse.Namespace:
-    """study's arguments for one setting of one stage, in a folder named after it."""
-    name = flags.replace("--", "").strip().replace(" ", "-") or "as-it-is"
-    output = args.output / stage / name
-    write_data(output / "data")
-    return argparse.Namespace(model=args.model, output=output, name="scores", seed=args.seed,
-                              stages=[stage], spatial=flags, temporal=flags, ttt="")
-
-
-def one_stage(args: argparse.Namespace, stage: str, flags: str,
-              chosen: list[Combination]) -> list[dict]:
-    """Scores of the stage's own clip, by combination."""
-    setting = searched(args, stage, flags)
-    with ProcessPoolExecutor(os.cpu_count(), get_context("spawn")) as pool:
-        results = pool.map(partial(examine, setting), chosen)
-        return [scores[ONLY[stage]] for scores in tqdm(results, flags, len(chosen))]
-
-
-def one_scale(args: argparse.Namespace, scale: float, combination: Combination) -> dict:
-    """Scores of the joined clip, the spatial LoRA at this scale."""
-    spatial, temporal = (searched(args, stage, vars(args)[stage]) for stage in ONLY)
-    files = (train_subject(spatial, combination.subject),
-             train_motion(temporal, combination.motion))
-    model = load_model(args.model)
-    for name, file, size in zip(TEACHERS, files, (scale, 1)):
-        load_lora(model.unet, file, size, name=name)
-    setting = argparse.Namespace(output=args.output / "joined" / f"{scale:g}", seed=args.seed)
-    frames = sample(setting, model, combination, TEACHERS)
-    write_video(contact_sheet([frames[::2]]), setting.output / f"{combination.name}.png")
-    return score(Judge(args.model), combination, frames, args.seed)
+def rows_of(what: str, settings: list[str], spatial: list[str], temporal: list[str]) -> list[Row]:
+    """A row for each setting; of ttt also the two joined as they are."""
+    joined = Row(JOINED, subject_flags=tuple(spatial), motion_flags=tuple(temporal))
+    if what == "spatial":
+        return [Row(each.strip() or "as it is", motion=(), subject_flags=tuple(shlex.split(each)))
+                for each in settings]
+    if what == "temporal":
+        return [Row(each.strip() or "as it is", subject=(), motion_flags=tuple(shlex.split(each)))
+                for each in settings]
+    if what == "joined":
+        try:
+            return [replace(joined, name=f"scale {each}", scales=(float(each), 1.0))
+                    for each in settings]
+        except ValueError as error:
+            raise UserError(f"settings {shlex.join(settings)}: scales are numbers") from error
+    return [joined, *(replace(joined, name=each.strip() or "as it is", ttt=tuple(shlex.split(each)))
+                      for each in settings)]
 
 
 # ---------------------------------------------------------------------------------- the probe
@@ -111,50 +101,54 @@ def motion_follows(model: Model, layer: int, k: int, seed: int) -> float:
     return -trajectory_agreement(measure_trajectory(frames), own.trajectory()[:, :3])
 
 
-def probe_layer(args: argparse.Namespace, layer: int) -> str:
-    torch.set_num_threads(1)
-    model, judge = load_model(args.model), Judge(args.model)
-    appearance = [appearance_follows(model, judge, layer, k, args.seed) for k in range(args.images)]
-    motion = [motion_follows(model, layer, k, args.seed) for k in range(args.combinations)]
-    return f"| {layer} | {interval(appearance)} | {interval(motion)} |"
+def probe_layer(args: argparse.Namespace, cache: Cache, layer: int) -> dict:
+    def make(folder: Path) -> None:
+        model, judge = load_model(args.model), Judge(args.model)
+        write_json({
+            "appearance": [appearance_follows(model, judge, layer, k, args.seed)
+                           for k in range(args.images)],
+            "motion": [motion_follows(model, layer, k, args.seed)
+                       for k in range(args.combinations)]}, folder / "scores.json")
+    told = {"layer": layer, "images": args.images, "clips": args.combinations,
+            "steps": PROBE_STEPS, "guidance": GUIDANCE}
+    return read_json(cache.made("probes/layer", told, make) / "scores.json")
 
 
 def probe(args: argparse.Namespace) -> None:
+    cache = open_cache(args)
+    start_ranks(args.device)
+    found = shared([partial(probe_layer, args, cache, layer) for layer in READ_TEXT], "layers")
+    if found is None:
+        return
     print("| layer | appearance follows p* | motion follows p* |\n|---|---|---|")
-    with ProcessPoolExecutor(os.cpu_count(), get_context("spawn")) as pool:
-        for row in pool.map(partial(probe_layer, args), READ_TEXT):
-            print(row, flush=True)
+    for layer, scores in zip(READ_TEXT, found):
+        print(f"| {layer} | {shown(scores['appearance'])} | {shown(scores['motion'])} |")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__,
+    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["probe", *ONLY, "joined"])
+    parser.add_argument("what", choices=["probe", "spatial", "temporal", "joined", "ttt"])
     parser.add_argument("settings", nargs="*", help="flags of the stage, or scales")
-    parser.add_argument("--model", type=Path, default=Path("weights/tiny"))
-    parser.add_argument("--output", type=Path, default=Path("output/search"))
     parser.add_argument("--start", type=int, default=0, help="the first combination")
     parser.add_argument("--combinations", type=int, default=6)
     parser.add_argument("--images", type=int, default=30, help="of the probe, a layer")
-    parser.add_argument("--seed", type=int, default=5)
     parser.add_argument("--spatial", default="", metavar="FLAGS", help="of what is joined")
     parser.add_argument("--temporal", default="", metavar="FLAGS")
+    tables.add_flags(parser)
+    parser.set_defaults(seed=5)     # what is tried shares no draw with what is reported
     args = parser.parse_args()
-    os.environ["OMP_NUM_THREADS"] = "1"     # a process for each core is faster than shared ones
     if args.what == "probe":
         return probe(args)
     if not args.settings:
         raise UserError("settings: give at least one")
-    chosen = combinations(args.start, args.combinations)
-    print("| | " + " | ".join(METRICS) + " |\n" + "|---" * (len(METRICS) + 1) + "|")
-    for setting in args.settings:
-        if args.what == "joined":
-            with ProcessPoolExecutor(os.cpu_count(), get_context("spawn")) as pool:
-                results = list(pool.map(partial(one_scale, args, float(setting)), chosen))
-        else:
-            results = one_stage(args, args.what, setting, chosen)
-        cells = (interval([scores[metric] for scores in results]) for metric in METRICS)
-        print(f"| {setting} | " + " | ".join(cells) + " |", flush=True)
+    tables.check(args)
+    rows = rows_of(args.what, args.settings, shlex.split(args.spatial), shlex.split(args.temporal))
+    groups = [write_group(args.output / "tiny-search", [each])
+              for each in combinations(args.start, args.combinations)]
+    pairs = [(row.name, JOINED) for row in rows[1:]] if args.what == "ttt" else []
+    tables.make(args, f"search-{args.what}", tables.units_of(rows, groups), scorers(args), pairs,
+                "customttt.tiny.study.search")
 
 
 if __name__ == "__main__":

@@ -1,9 +1,17 @@
 """What test-time training does to its student: how far it goes, and how much there is to learn.
 
-The UNet holds the teachers and, as one LoRA, the student that they trained.
+  python -m customttt.tiny.study.student ["" "--learning-rate 3e-5" ...]
+
+One row a setting (flags of train.py's ttt stage), on the prompts of the protocol: how many percent
+of the trained weights and of the predicted noise changed; how far the losses were above the
+teacher's before, and how training changed them; what the references show. The UNet holds the
+teachers and, as one LoRA, the student that they trained.
 """
 
+import argparse
+import json
 import math
+import shlex
 from pathlib import Path
 
 import torch
@@ -13,14 +21,23 @@ from torch import Generator, Tensor
 
 from ...diffusion import add_noise
 from ...draws import Draws
+from ...errors import run
+from ...files.load import load_model
+from ...files.lora_files import load_lora
+from ...files.reading import read_metadata
 from ...lora import lora_on
 from ...losses import noise_loss
 from ...model.model import Model
 from ...model.unet import UNet
+from ...paper import tables
+from ...paper.rows import Row, Scorer, Unit
 from ...run.data import Texts
+from ...sampling import decode_frames, latent_shape
 from ...stages import TEACHERS, noising_timesteps, reference_timesteps, ttt_step
-from ..pretraining.judge import as_pixels
-from .scores import Combination
+from ..pretraining.judge import Judge, as_pixels
+from .protocol import combination_of, write_protocol
+from .scores import score
+from .study import PROTOCOL
 
 STUDENT = ("joined",)
 UNSEEN_SEED = 10 ** 6       # of references that no training drew
@@ -36,10 +53,10 @@ def change(before: Path, after: Path) -> float:
 
 
 @torch.no_grad()
-def noise_change(model: Model, combination: Combination, frames: Tensor) -> float:
+def noise_change(model: Model, prompt: str, frames: Tensor) -> float:
     """||eps after - eps before|| / ||eps before||, on a clip noised to five timesteps."""
     z = rearrange(model.vae.encode(as_pixels(frames)), "f c h w -> 1 c f h w")
-    text, generator = model.encode_text([combination.prompt]), Generator().manual_seed(0)
+    text, generator = model.encode_text([prompt]), Generator().manual_seed(0)
     before, after = [], []
     for t in torch.tensor([[100], [300], [500], [700], [900]]):
         x_t = add_noise(z, torch.randn(z.shape, generator=generator), t)
@@ -76,3 +93,53 @@ def preservation(unet: UNet, texts: Texts, shape: tuple[int, ...],
         found[f"{name} loss above the teacher's, before"] = of["before"] / of["teacher"] - 1
         found[f"change of {name} loss"] = of["after"] / of["before"] - 1
     return found
+
+
+def student_scorer(args: argparse.Namespace) -> Scorer:
+    """Of a row with test-time training; shares in percent."""
+    def scores(clip: Tensor, unit: Unit, loras: dict[str, Path]) -> dict[str, float]:
+        model = load_model(args.model)
+        for name, file in zip((*TEACHERS, *STUDENT), loras.values()):
+            load_lora(model.unet, file, name=name)
+        told = read_metadata(loras["ttt"])
+        settings = json.loads(told["recipe"])
+        texts = Texts(*model.encode_text([unit.prompt, told["appearance_prompt"],
+                                          told["motion_prompt"], ""]).split(1))
+        shape = latent_shape(model, settings["frames"], settings["size"])
+        found = {"change of spatial weights": change(loras["spatial"], loras["ttt"]),
+                 "change of temporal weights": change(loras["temporal"], loras["ttt"]),
+                 "change of predicted noise": noise_change(model, unit.prompt, clip),
+                 **preservation(model.unet, texts, shape, settings)}
+        return {f"{name}, %": 100 * value for name, value in found.items()} | of_references(
+            model, texts, shape, settings, Judge(args.model), unit)
+    return Scorer("student", {"draws": DRAWS}, scores)
+
+
+@torch.no_grad()
+def of_references(model: Model, texts: Texts, shape: tuple[int, ...], settings: dict, judge: Judge,
+                  unit: Unit) -> dict[str, float]:
+    """The true scores of one draw of each."""
+    drawn = ttt_step(model.unet, texts, shape, settings, Draws(UNSEEN_SEED),
+                     backward=lambda loss: None)
+    found = {}
+    for name, z_ref in zip(("appearance", "motion"), drawn):
+        scores = score(judge, combination_of(unit.group, unit.prompt), decode_frames(model, z_ref),
+                       seed=0)
+        found |= {f"{what}, {name} reference": scores[what] for what in ("identity", "motion")}
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("settings", nargs="*", help="flags of the ttt stage")
+    tables.add_flags(parser)
+    args = parser.parse_args()
+    rows = [Row(each or "as it is", ttt=tuple(shlex.split(each))) for each in args.settings or [""]]
+    groups = write_protocol(args.output / PROTOCOL)
+    tables.make(args, "student", tables.units_of(rows, groups), [student_scorer(args)], [],
+                "customttt.tiny.study.student")
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,99 @@
+"""What each metric of the paper is worth: how it goes along with the truth, over clips of which the
+subject and the path are known.
+
+  python -m customttt.tiny.study.metrics [--sampled 10]
+
+For each prompt of the protocol: the truth, rendered; the same backwards; its first frame alone;
+another subject of its kind on the same path; the subject on another path; the truth after the VAE.
+With --sampled N also what the model makes of the first prompt of N groups: base, subject only,
+motion only, joined. Prints the mean of each metric by kind of clip, then Pearson's and Spearman's
+correlation with the true identity and the true motion, with a 95% interval over the groups
+(bootstrap), and writes both (metrics-seed-0.json).
+"""
+
+import argparse
+from dataclasses import replace
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from ...errors import run
+from ...media.clips import as_frames
+from ...paper import tables
+from ...paper.intervals import bootstrap, pearson, spearman
+from ...paper.rows import Group, Row, Unit
+from ..pretraining.judge import as_pixels
+from ..pretraining.parts import load_vae
+from .protocol import combination_of, write_protocol
+from .scores import other_motion, other_subject
+from .study import PROTOCOL, SAMPLED, rendered, scorers, truth
+
+TRUTHS = ("true identity", "true motion")
+
+
+def backwards(group: Group, prompt: str, seed: int) -> Tensor:
+    return truth(group, prompt, seed).flip(0)
+
+
+def still(group: Group, prompt: str, seed: int) -> Tensor:
+    frames = truth(group, prompt, seed)
+    return frames[:1].expand_as(frames)
+
+
+def another_subject(group: Group, prompt: str, seed: int) -> Tensor:
+    right = combination_of(group, prompt)
+    return rendered(replace(right, subject=other_subject(right.subject)), seed)
+
+
+def another_path(group: Group, prompt: str, seed: int) -> Tensor:
+    right = combination_of(group, prompt)
+    return rendered(replace(right, motion=other_motion(right.motion)), seed)
+
+
+@torch.no_grad()
+def after_vae(model, group: Group, prompt: str, seed: int) -> Tensor:
+    vae = load_vae(model)
+    return as_frames(vae.decode(vae.encode(as_pixels(truth(group, prompt, seed)))))
+
+
+def spread(model) -> list[Row]:
+    """Kinds of clips whose subject and path are known. `model`: its folder."""
+    return [Row("rendered truth", clip=truth), Row("backwards", clip=backwards),
+            Row("still", clip=still), Row("another subject", clip=another_subject),
+            Row("another path", clip=another_path),
+            Row("after the VAE", clip=partial(after_vae, model))]
+
+
+def correlations(result: dict) -> dict:
+    """{"correlations": {metric: {truth: {"Pearson": [r, low, high], "Spearman": ...}}}}."""
+    columns = dict(zip(result["metrics"], torch.tensor([clip[3] for clip in result["clips"]]).T))
+    groups = [group for _, group, _, _ in result["clips"]]
+    found = {}
+    for metric, column in columns.items():
+        if metric in (*tables.METRICS, "motion fidelity (published)", "CLIP-T (truth)"):
+            found[metric] = {name: {kind: [round(each, 3) for each in bootstrap(
+                of, column, columns[name], groups)] for kind, of in (
+                    ("Pearson", pearson), ("Spearman", spearman))} for name in TRUTHS}
+    return {"correlations": found}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--sampled", type=int, default=0, metavar="N",
+                        help="groups of which the model's own clips count too (default: none)")
+    tables.add_flags(parser)
+    args = parser.parse_args()
+    tables.check(args)
+    groups = write_protocol(args.output / PROTOCOL)
+    units = [*tables.units_of(spread(args.model), groups),
+             *(Unit(row, group, 0) for group in groups[:args.sampled] for row in SAMPLED)]
+    result = tables.make(args, "metrics", units, scorers(args), [], "customttt.tiny.study.metrics",
+                         correlations)
+    if result is not None:
+        print("\n" + tables.correlation_text(result))
+
+
+if __name__ == "__main__":
+    run(main)
