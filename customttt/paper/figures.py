@@ -38,11 +38,12 @@ def draw_grid(clips: Path, rows: Sequence[str], title: str, path: Path) -> None:
     """Figures 1 and 2: a contact sheet of the probe with its conditions named."""
     with Image.open(clips) as sheet:
         width, height = sheet.size
-        figure, axes = pyplot().subplots(figsize=(8, 1 + 7 * height / width), layout="constrained")
+        figure, axes = pyplot().subplots(figsize=(4, 0.5 + 3 * height / width),
+                                         layout="constrained")
         axes.imshow(sheet)
     axes.set_xticks([])
     axes.set_yticks([(k + 0.5) * height / len(rows) for k in range(len(rows))], rows)
-    axes.set_title(title, fontsize="medium")
+    axes.set_title(title, fontsize="small", wrap=True)
     save(figure, path)
 
 

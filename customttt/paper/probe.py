@@ -40,7 +40,7 @@ from .ranks import shared, start_ranks
 from .rows import SAMPLED
 from .tracks import evaluation_package
 
-GRIDS = 4                                   # pairs whose clips are drawn
+GRIDS, COLUMNS = 2, 4                       # pairs whose clips are drawn, frames of each
 LAYERS = range(9)
 FIRST = {"subject": 6, "motion": 2}         # the most important layer, which the second probe keeps
 PAPER = {"subject": (.109, .109, .153, .109, .112, .109, .200, .108, .108),     # Table 2
@@ -110,7 +110,7 @@ def probe_once(cache: Cache, told: dict, probe: Callable[[], tuple], drawn: bool
     def make(folder: Path) -> None:
         scores, clips = probe()
         if drawn:
-            write_video(contact_sheet([clip[::max(1, len(clip) // 8)] for clip in clips]),
+            write_video(contact_sheet([clip[::max(1, len(clip) // COLUMNS)] for clip in clips]),
                         folder / "clips.png")
         write_json(scores, folder / "scores.json")
     return cache.made("probes/pair", told | {"drawn": drawn}, make)

@@ -2,12 +2,16 @@
 
 import contextlib
 import io
+import logging
 import os
 import sys
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 import torch
+import torch.distributed.run as torchrun
+from torch.distributed.elastic.multiprocessing.api import SignalException
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from tqdm import tqdm
 
 Result = TypeVar("Result")
@@ -16,15 +20,22 @@ LOCAL = 2       # processes of one thread that a command on a CPU becomes by its
 
 def start_ranks(device: str) -> None:
     """Called once the flags are checked. A command on a CPU that torchrun did not start begins
-    again under it; a GPU is given to each process."""
+    again under it, and ends here; a GPU is given to each process."""
     module = getattr(sys.modules["__main__"].__spec__, "name", "")
     if "LOCAL_RANK" in os.environ:
         if torch.device(device).type == "cuda":
             torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    elif device == "cpu" and os.name == "posix" and module.startswith("customttt."):
-        os.execve(sys.executable, [
-            sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node",
-            str(LOCAL), "-m", module, *sys.argv[1:]], os.environ | {"OMP_NUM_THREADS": "1"})
+    elif device == "cpu" and module.startswith("customttt."):
+        os.environ["OMP_NUM_THREADS"] = "1"
+        logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
+        try:
+            torchrun.main(["--standalone", "--nproc-per-node", str(LOCAL), "-m", module,
+                           *sys.argv[1:]])
+        except ChildFailedError:        # it said why
+            sys.exit(2)
+        except SignalException:
+            sys.exit(130)
+        sys.exit()
 
 
 def rank_of_ranks() -> tuple[int, int]:

@@ -14,6 +14,7 @@ correlation with the true identity and the true motion, with a 95% interval over
 import argparse
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -52,12 +53,12 @@ def another_path(group: Group, prompt: str, seed: int) -> Tensor:
 
 
 @torch.no_grad()
-def after_vae(model, group: Group, prompt: str, seed: int) -> Tensor:
+def after_vae(model: Path, group: Group, prompt: str, seed: int) -> Tensor:
     vae = load_vae(model)
     return as_frames(vae.decode(vae.encode(as_pixels(truth(group, prompt, seed)))))
 
 
-def spread(model) -> list[Row]:
+def spread(model: Path) -> list[Row]:
     """Kinds of clips whose subject and path are known. `model`: its folder."""
     return [Row("rendered truth", clip=truth), Row("backwards", clip=backwards),
             Row("still", clip=still), Row("another subject", clip=another_subject),
@@ -87,7 +88,7 @@ def main() -> None:
     args = parser.parse_args()
     tables.check(args)
     groups = write_protocol(args.output / PROTOCOL)
-    units = [*tables.units_of(spread(args.model), groups),
+    units = [*tables.units_of(spread(Path(args.model)), groups),
              *(Unit(row, group, 0) for group in groups[:args.sampled] for row in SAMPLED)]
     result = tables.make(args, "metrics", units, scorers(args), [], "customttt.tiny.study.metrics",
                          correlations)

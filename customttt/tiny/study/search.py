@@ -10,8 +10,8 @@ spatial, temporal: train.py's stage under each setting (its flags), on a few hel
 motions, with the motion modules in. joined: scales of the spatial LoRA beside the temporal one,
 both as --spatial and --temporal say, without test-time training. ttt: settings of test-time
 training on the same two; in them {prompt} and {doing} are the combination's "a fish is moving up in
-the sea" and "moving up in the sea". A setting of one word needs a space before it: " --no-debiased".
-One row a setting: mean and 95% interval over the combinations, which are not those that `study`
+the sea" and "moving up in the sea". A setting of one word needs a space before it: " --debiased".
+One row a setting: mean and 95% interval over the combinations, which are not those that the study
 reports.
 
 probe: the paper's, in a first form. A prompt p* goes into one layer, another p into all others:
