@@ -69,6 +69,8 @@ class Cache:
                                       *flags, *given, *resume])
             if not train(stage, args):
                 raise KeyboardInterrupt
+            for each in (folder / CHECKPOINT, *folder.glob("adapter-[0-9]*")):      # large
+                each.unlink()
         told = {"stage": stage.name, "recipe": values_of(stage.recipe), "flags": list(flags),
                 "of": {flag: fingerprint(files_of(path)) for flag, path in of.items()}}
         return self.made(f"loras/{stage.name}", told, make) / ADAPTER
