@@ -5,11 +5,18 @@ from dataclasses import replace
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 import customttt
 from customttt.tiny.pretraining import pretrain
-from customttt.tiny.pretraining.objectives import RECIPES
+from customttt.tiny.pretraining.data import draw_clips, draw_frames
+from customttt.tiny.pretraining.denoising import colour_tokens, misreading
+from customttt.tiny.pretraining.muon import Muon
+from customttt.tiny.pretraining.objectives import LATENT_DEVIATION, RECIPES, misnamed, save_vae
+from customttt.tiny.pretraining.parts import load_clip, load_text_encoder, load_vae
 from customttt.tiny.pretraining.pretrain import STAGES
+from customttt.tiny.world import clips as world
+from customttt.tiny.world.subjects import COLOURS, DRAWINGS, HELD_OUT_SUBJECTS
 
 
 def train(name, folder, work, steps=2, seed=0):
@@ -39,6 +46,7 @@ def test_only_its_own_part_is_trained(pretrained):
     """A stage's checkpoint holds as many numbers as the part that it trains."""
     counts = {name: sum(w.numel() for w in state["weights"])
               for name, state in pretrained[1].items()}
+    both = load_clip(pretrained[0])[0]
     model = customttt.load_model(pretrained[0])
     motion = sum(p.numel() for name, p in model.unet.named_parameters() if "motion" in name)
     heads = sum((16 * width + 1) * 7 for width in (96, 96, 64))     # asked, and thrown away
@@ -46,8 +54,13 @@ def test_only_its_own_part_is_trained(pretrained):
               if "motion" in name and name.startswith(("layers.0", "layers.1")))
     assert counts["motion"] == motion + heads
     assert counts["few"] == counts["half"] == motion + heads - low
-    assert counts["decoder"] < counts["vae"] == sum(p.numel() for p in model.vae.parameters())
-    assert counts["vision"] < counts["clip"] == counts["tune"]
+    assert counts["vae"] == counts["sharpen"] == sum(p.numel() for p in model.vae.parameters())
+    assert counts["clip"] == sum(p.numel() for p in both.parameters())
+    answers = 2 + len(DRAWINGS) + 3 * len(COLOURS)
+    assert counts["tune"] == counts["clip"] + (96 + 1) * answers + 3 * 2 * 96
+    text = sum(p.numel() for part in (both.text_model, both.text_projection)
+               for p in part.parameters())
+    assert counts["vision"] == counts["tune"] - text - 1        # the scale is locked too
     assert counts["crops"] == counts["unet"]
 
 
@@ -79,3 +92,76 @@ def test_another_seed_draws_other_data(pretrained, tmp_path):
               seed=seed)["weights"] for name, seed in (("one", 0), ("again", 0), ("other", 1)))
     assert all(torch.equal(a, b) for a, b in zip(one, again, strict=True))
     assert not any(torch.equal(a, b) for a, b in zip(one, other, strict=True) if a.ndim == 2)
+
+
+def test_latents_of_each_channel_have_mean_0_and_one_deviation(pretrained):
+    clips = draw_clips(torch.Generator().manual_seed(1), 100)
+    pixels, _ = draw_frames(torch.Generator().manual_seed(1), clips)
+    with torch.no_grad():
+        z = load_vae(pretrained[0]).encode(pixels)
+    assert z.mean((0, 2, 3)).abs().max() < 0.05
+    assert (z.std((0, 2, 3)) - LATENT_DEVIATION).abs().max() < 0.05
+
+
+def test_saving_a_vae_keeps_what_it_decodes(pretrained, tmp_path):
+    """Moving and scaling the latents is undone by the decoder's side."""
+    vae = load_vae(pretrained[0])
+    with torch.no_grad():       # far from what `save_vae` makes
+        vae.quant_conv.weight[:4] *= torch.tensor([1.0, 3, 0.2, 5])[:, None, None, None]
+        vae.quant_conv.bias += torch.arange(8.0)
+        pixels, _ = draw_frames(torch.Generator().manual_seed(2), draw_clips(
+            torch.Generator().manual_seed(2), 3))
+        save_vae(vae, tmp_path)
+        saved = load_vae(tmp_path)
+        decoded = [each.decode(each.encode(pixels)) for each in (vae, saved)]
+        deviations = [each.posterior(pixels)[1] / each.posterior(pixels)[0].std((0, 2, 3),
+                                                                                 keepdim=True)
+                      for each in (vae, saved)]
+    torch.testing.assert_close(*decoded, atol=0.01, rtol=0.01)
+    torch.testing.assert_close(*deviations, atol=0, rtol=0.01)
+
+
+def test_muon_is_pytorchs():
+    """One matrix at a time there, in bfloat16; here all of a shape at once, in fp32."""
+    if not hasattr(torch.optim, "Muon"):
+        pytest.skip("torch.optim.Muon came with PyTorch 2.9")
+    torch.manual_seed(0)
+    start = [torch.randn(shape) for shape in ((8, 4), (8, 4), (3, 9))]
+    ours, others = ([p.clone().requires_grad_(True) for p in start] for _ in range(2))
+    steps = Muon(ours, 0.1, 0.05), torch.optim.Muon(others, 0.1, 0.05, adjust_lr_fn="match_rms_adamw")
+    for k in range(3):
+        for p, q in zip(ours, others):
+            p.grad = torch.randn(p.shape, generator=torch.Generator().manual_seed(k))
+            q.grad = p.grad.clone()
+        for each in steps:
+            each.step()
+    for p, q in zip(ours, others):
+        torch.testing.assert_close(p, q, atol=5e-3, rtol=0)     # of steps of 0.06 to 0.11
+
+
+def test_misnamed_differs_and_keeps_the_kind():
+    teddy = HELD_OUT_SUBJECTS["teddy in a red bow"]
+    others = misnamed(teddy, torch.Generator().manual_seed(0))
+    assert len(set(others) | {teddy}) == 7 and {each.kind for each in others} == {"teddy bear"}
+    assert all(len(set(each.colours)) == 3 for each in others)
+
+
+def test_reading_the_wrong_colour_costs(pretrained):
+    """The token of a part's colour: nothing where it is read, much where another part's is."""
+    clip = world.make_clip(HELD_OUT_SUBJECTS["teddy in a red bow"], world.Motion("spinning",
+                           "spinning"), "snow", torch.Generator().manual_seed(0))
+    tokens = colour_tokens(clip, "a photo of a blue yellow red teddy bear")
+    _, tokenizer = load_text_encoder(pretrained[0])
+    words = {i: word for word, i in tokenizer.vocabulary.items()}
+    ids = tokenizer(["a photo of a blue yellow red teddy bear"])[0].tolist()
+    assert [words[ids[k]] for k in tokens] == ["blue</w>", "yellow</w>", "red</w>"]
+    assert colour_tokens(clip, "an object on the snow") == [0, 0, 0]
+
+    parts = world.part_coverage(clip, 0)[None]
+    said = torch.tensor([tokens])
+    main = F.adaptive_avg_pool2d(parts, 16).flatten(2).argmax(1)[0]        # part of each pixel
+    right = torch.full((1, 256, 77), 1e-4)
+    right[0, torch.arange(256), said[0, main]] = 1.0
+    wrong = right.roll(1, dims=2)
+    assert misreading(right.log(), parts, said) < 3 < misreading(wrong.log(), parts, said)
+    assert misreading(wrong.log(), parts, 0 * said) == 0

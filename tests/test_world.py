@@ -84,22 +84,45 @@ def test_motions_are_large(word, generator):
             assert travel > (12 if word == "bouncing" else 15)
 
 
+def test_parts_and_what_is_inked_make_up_the_subject(generator):
+    for clip in clips(generator, 20, kinds=tuple(subjects.COMPOSED)):
+        shown = world.part_coverage(clip, 3)
+        assert shown.min() >= 0 and shown.sum(0).max() <= 1 + 1e-5
+        assert (shown.sum(0) <= world.subject_mask(clip)[3] + 1e-5).all()
+        # Where a part fills a pixel, the pixel has its colour.
+        frame = world.render(clip)[3] / 255
+        for part, colour in zip(shown, clip.subject.colours):
+            inner = frame[part > 0.99]
+            assert len(inner) and inner.sub(torch.tensor(subjects.COLOURS[colour])).abs().max() < 0.25
+
+
 # ------------------------------------------------------------------------------ captions
 
 def test_captions():
     still = motions.Motion("standing still", "standing still")
 
-    def clip(kind, colours, scene, names_colour):
+    def clip(kind, colours, scene):
         subject = subjects.Subject(kind, colours)
-        return world.Clip(subject, still, scene, (32.0, 32.0), 15.0, 0.0, 0, names_colour)
+        return world.Clip(subject, still, scene, (32.0, 32.0), 15.0, 0.0, 0)
 
-    orange = clip("ball", ("orange",), "snow", True)
+    orange = clip("ball", ("orange",), "snow")
     assert orange.caption == "an orange ball is standing still on the snow"
     assert orange.image_caption == "an orange ball on the snow"
-    teddy = clip("teddy bear", ("blue", "red", "white"), "night", False)
+    teddy = clip("teddy bear", subjects.USUAL["teddy bear"].colours, "night")
     assert teddy.caption == "a teddy bear is standing still in the night"
-    fish = clip("fish", ("pink", "red", "blue"), "sea", True)
-    assert fish.image_caption == "a pink fish in the sea"
+    fish = clip("fish", ("pink", "red", "blue"), "sea")
+    assert fish.image_caption == "a pink red blue fish in the sea"
+    assert fish.caption == "a pink red blue fish is standing still in the sea"
+
+
+def test_a_caption_tells_the_colouring(generator):
+    """Different subjects have different captions; the usual one's alone has no colour."""
+    drawn = {subjects.sample_subject(generator, kind)
+             for kind in subjects.DRAWINGS for _ in range(2000)}
+    assert len({subject.caption for subject in drawn}) == len(drawn)
+    assert {subject for subject in drawn if not subject.said} == set(subjects.USUAL.values())
+    assert set(subjects.USUAL) == set(subjects.COMPOSED)
+    assert not any(map(subjects.is_held_out, subjects.USUAL.values()))
 
 
 def test_every_word_is_in_the_vocabulary(generator):
@@ -117,9 +140,8 @@ def test_every_attribute_is_drawn_evenly(generator):
         values = [attribute(c) for c in drawn]
         counts = [values.count(v) for v in set(values)]
         assert len(counts) == n and min(counts) > 0.8 * len(drawn) / n
-    named = [c.names_colour for c in drawn if c.subject.kind in subjects.COMPOSED]
-    assert 0.45 < sum(named) / len(named) < 0.55
-    assert all(c.names_colour for c in drawn if c.subject.kind in subjects.PLAIN)
+    usual = [not c.subject.said for c in drawn if c.subject.kind in subjects.COMPOSED]
+    assert sum(usual) / len(usual) == pytest.approx(subjects.USUAL_SHARE, abs=0.05)
 
 
 # ------------------------------------------------------------------------------ held out
@@ -130,7 +152,7 @@ def test_held_out_subjects_never_occur_in_pretraining(generator):
     for kind in subjects.COMPOSED:
         own = [s for s in held_out if s.kind == kind]
         assert len(own) >= 2
-        drawn = {subjects.sample_subject(generator, kind).colours for _ in range(5000)}
+        drawn = {subjects.sample_subject(generator, kind).colours for _ in range(7000)}
         assert len(drawn) > 250  # of 8 * 7 * 6 = 336 colourings
         for colours in drawn:
             for subject in own:

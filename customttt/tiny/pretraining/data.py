@@ -7,9 +7,10 @@ from collections import Counter
 from pathlib import Path
 
 import torch
+import torch.distributed as dist
 from einops import rearrange
 from torch import Generator, Tensor
-from tqdm import trange
+from tqdm import tqdm
 
 from ...errors import writing
 from ...model.tokenizer import END, START, Tokenizer, byte_symbols, merge
@@ -36,7 +37,7 @@ def make_tokenizer(length: int = 77) -> Tokenizer:
 
 
 def describe(clip: Clip, generator: Generator, motion: float) -> tuple[str, tuple]:
-    """A caption of the clip, and the (kind, colour, scene) that it names; None where it does not.
+    """A caption of the clip, and the (subject, scene) that it tells; None where it does not.
 
     `motion`: how often the motion word is said. One caption in ten leaves the subject open, one in
     ten the scene, so that short and general prompts mean something too.
@@ -44,10 +45,10 @@ def describe(clip: Clip, generator: Generator, motion: float) -> tuple[str, tupl
     def happens(probability: float) -> bool:
         return uniform(generator, 0, 1) < probability
 
-    kind, colour, scene = clip.subject.kind, clip.subject.colours[0] * clip.names_colour, clip.scene
-    text = clip.subject_caption
+    subject, scene = clip.subject, clip.scene
+    text = subject.caption
     if happens(0.1):
-        text, kind, colour = "an object", None, None
+        text, subject = "an object", None
     if happens(motion):
         text += f" is {clip.motion.word}"
     elif happens(0.3):
@@ -58,7 +59,7 @@ def describe(clip: Clip, generator: Generator, motion: float) -> tuple[str, tupl
         text += f" {world.SCENES[scene]}"
     if happens(0.1):
         text = "a photo of " + text
-    return text, (kind, colour or None, scene)
+    return text, (subject, scene)
 
 
 def draw_clips(generator: Generator, n: int, scenes=tuple(world.SCENES)) -> list[Clip]:
@@ -75,11 +76,17 @@ def render_frames(clips: list[Clip], at: list[int]) -> Tensor:
     return as_pixels(torch.stack([world.render_frame(clip, k) for clip, k in zip(clips, at)]))
 
 
-def fits(named: list[tuple], clips: list[Clip]) -> Tensor:
-    """(images, captions) bool: whether nothing that the caption names is wrong for the image."""
-    truth = [(clip.subject.kind, clip.subject.colours[0], clip.scene) for clip in clips]
+def cut(maps: Tensor, corners: Tensor, side: int) -> Tensor:
+    """(n c H W), and x and y of n corners (n 2) -> (n c side side), kept inside the map."""
+    corners = corners.clamp(0, maps.shape[-1] - side).tolist()
+    return torch.stack([each[:, y:y + side, x:x + side] for each, (x, y) in zip(maps, corners)])
+
+
+def fits(told: list[tuple], clips: list[Clip]) -> Tensor:
+    """(images, captions) bool: whether nothing that the caption tells is wrong for the image."""
     return torch.tensor([[all(said in (None, true) for said, true in zip(caption, image))
-                          for caption in named] for image in truth])
+                          for caption in told]
+                         for image in ((clip.subject, clip.scene) for clip in clips)])
 
 
 @torch.no_grad()
@@ -87,20 +94,29 @@ def cached_latents(path: Path, vae: VAE, count: int, seed: int,
                    frames: int) -> tuple[list[Clip], list[int], Tensor]:
     """`count` clips, a random frame of each, and latents (n 4 f h w) in fp16: of all or that frame.
 
-    Encoded once: kept in `path`, to be deleted when the VAE changes.
+    Encoded once, each process its share: kept in `path`, to be deleted when the VAE changes.
     """
     generator = Generator().manual_seed(seed)
     clips = draw_clips(generator, count)
     at = torch.randint(world.FRAMES, (count,), generator=generator).tolist()
+    rank, processes = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+    chunk = 32 // frames
     if path.is_file():
         return clips, at, torch.load(path, weights_only=True)
-    latents, chunk = [], 32 // frames
-    for start in trange(0, count, chunk, desc=f"encoding {path.stem}", mininterval=5):
+    own = {}
+    for start in tqdm(range(0, count, chunk)[rank::processes], desc=f"encoding {path.stem}",
+                      mininterval=5, disable=rank > 0):
         some = clips[start:start + chunk]
         pixels = render_frames(some, at[start:start + chunk]) if frames == 1 else as_pixels(
             torch.cat([world.render(clip) for clip in some]))
-        latents.append(rearrange(vae.encode(pixels), "(n f) c h w -> n c f h w", f=frames).half())
-    latents = torch.cat(latents).contiguous()
-    with writing(path) as temporary:
-        torch.save(latents, temporary)
+        own[start] = rearrange(vae.encode(pixels), "(n f) c h w -> n c f h w", f=frames).half()
+    shares = [own]
+    if processes > 1:
+        shares = [None] * processes
+        dist.all_gather_object(shares, own)
+    parts = {start: latents for share in shares for start, latents in share.items()}
+    latents = torch.cat([parts[start] for start in sorted(parts)])
+    if rank == 0:
+        with writing(path) as temporary:
+            torch.save(latents, temporary)
     return clips, at, latents

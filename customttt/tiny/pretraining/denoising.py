@@ -24,17 +24,16 @@ from ...model.config import MotionConfig, UNetConfig
 from ...model.motion import FramePositions, MotionModule, positional_encoding
 from ...model.unet import UNet
 from ..world import clips as world, motions
-from .data import cached_latents, describe
-from .objectives import Recipe, Stage
+from .data import cached_latents, cut, describe
+from .objectives import QUICK, Recipe, Stage
 from .parts import fill_motion, load_image_unet, load_text_encoder, load_vae
 
 FACTOR = 4                  # pixels a latent pixel
 CROP = 8                    # latent pixels, about a subject's diameter
+READERS = (1, 7, 8)         # layers whose attention to the text is asked for colours
 UNET = UNetConfig(channels=(32, 64, 96, 96), latent_channels=4, text_width=96, heads=2, groups=8,
                   motion=None)      # 32 groups as in SD 1.5 would be instance norm at width 32
 MOTION = MotionConfig(version=3, max_frames=32, heads=2)
-# A CPU without matrix tiles takes 1.9 times as long in bfloat16 as in fp32.
-QUICK = torch.bfloat16 if torch.cpu._is_amx_tile_supported() else torch.float32
 
 
 def crops_stage(folder: Path, work: Path, recipe: Recipe) -> Stage:
@@ -55,45 +54,95 @@ def unet_stage(folder: Path, work: Path, recipe: Recipe) -> Stage:
 def image_stage(unet: UNet, folder: Path, work: Path, recipe: Recipe, cropped: bool) -> Stage:
     """Text to image, on single frames of clips, so that a subject may be anywhere in the frame.
 
+    Two lessons beside the noise, each small in the loss:
+
     A photo shows what its verb says; here a frame of "moving left" could be one of "moving right",
     so nothing would carry the verb to where motion modules can read it, once this UNet is frozen.
     Heads that are thrown away afterwards ask for it: which motion, from the means of some layers.
+
+    Which of three colour words is the bow's is slow to learn from the noise alone. In READERS the
+    first head of the attention to the text is asked for the colour word of what a pixel shows.
     """
     clips, at, latents = cached_latents(work / "frames.pt", load_vae(folder), recipe.examples,
                                         seed=11, frames=1)
     corners = torch.stack([crop_corner(clip, k) for clip, k in zip(clips, at)])
+    parts = torch.stack([F.avg_pool2d(world.part_coverage(clip, k), FACTOR).half()
+                         for clip, k in zip(clips, at)])                    # (n 3 h w)
     texts = Captions(folder)
-    seen, heads = {}, nn.ModuleDict()
+    seen, read, heads = {}, reading_heads(unet), nn.ModuleDict()
+    attend_in_fp32(unet)
     for i in (1, 2, 4, 6, 7):
         unet.layers[i].register_forward_hook(lambda m, inputs, out, i=str(i): seen.update({i: out}))
         heads[str(i)] = nn.Linear(UNET.channels[min(i, 8 - i, 3)], len(motions.MOTIONS))
 
     def predict(x_t: Tensor, t: Tensor, text: Tensor) -> Tensor:
-        return unet(x_t, t, text, motion=False)
+        weights = {name: p.to(QUICK) for name, p in unet.named_parameters()}
+        return functional_call(unet, weights, (x_t.to(QUICK), t, text.to(QUICK)),
+                               {"motion": False}).float()
 
     def loss(generator: Generator) -> Tensor:
         n = recipe.batch
         some = torch.randint(len(clips), (n,), generator=generator)
         captions = texts.draw([clips[k] for k in some], generator, motion=0.7)
-        z = latents[some].float()
+        z, shown = latents[some].float(), parts[some].float()
         if cropped:
             jitter = torch.randint(-1, 2, (n, 2), generator=generator)
-            z = torch.stack([each[..., y:y + CROP, x:x + CROP] for each, (x, y) in
-                             zip(z, (corners[some] + jitter).clamp(0, z.shape[-1] - CROP))])
+            z, shown = (cut(maps, corners[some] + jitter, CROP) for maps in (z[:, :, 0], shown))
+            z = z[:, :, None]
         t = torch.randint(STEPS, (n,), generator=generator)
         noise = denoising_loss(predict, z, texts.embed(captions), t, generator)
         word = torch.tensor([motions.MOTIONS.index(clips[k].motion.word)
                              if clips[k].motion.word in caption else -1
                              for k, caption in zip(some, captions)])
-        of_verbs = [F.cross_entropy(head(seen[i][0].mean((2, 3))), word, ignore_index=-1,
+        of_verbs = [F.cross_entropy(head(seen[i][0].float().mean((2, 3))), word, ignore_index=-1,
                                     reduction="sum") / n for i, head in heads.items()]
-        return noise + 0.03 * torch.stack(of_verbs).mean()
+        said = torch.tensor([colour_tokens(clips[k], caption)
+                             for k, caption in zip(some, captions)])
+        misread = [misreading(log_p, shown, said) for log_p in read.values()]
+        return noise + 0.03 * torch.stack(of_verbs).mean() + 0.05 * torch.stack(misread).mean()
 
     def save(folder: Path) -> None:
         save_part(unet, keys.diffusers_unet, unet_json(UNET), folder / "unet" / WEIGHTS,
                   torch.float16)
 
     return Stage(nn.ModuleDict({"unet": unet, "heads": heads}), loss, save)
+
+
+def reading_heads(unet: UNet) -> dict[str, Tensor]:
+    """By the name of each attention to the text in READERS: log probabilities (n (h w) tokens) of
+    its first head, in the latest forward pass."""
+    read = {}
+
+    def keep(name: str, attention: Attention, inputs: tuple[Tensor, Tensor]) -> None:
+        pixels, text = inputs
+        d = attention.to_q.out_features // attention.heads
+        q, k = attention.to_q(pixels)[..., :d].float(), attention.to_k(text)[..., :d].float()
+        read[name] = (q @ k.mT * d ** -0.5).log_softmax(-1)
+
+    for name, module in unet.named_modules():
+        if name.endswith("attn2") and int(name.split(".")[1]) in READERS \
+                and not keys.is_motion(name):
+            module.register_forward_hook(lambda m, inputs, y, name=name: keep(name, m, inputs))
+    return read
+
+
+def colour_tokens(clip: world.Clip, caption: str) -> list[int]:
+    """Where the colour words of body, detail and accent stand among the caption's tokens (every
+    word is one, after the start token); 0 for those that it does not say."""
+    words, said = ["", *caption.split()], clip.subject.said
+    return ([words.index(colour) if colour in words else 0 for colour in said] + [0, 0, 0])[:3]
+
+
+def misreading(log_p: Tensor, parts: Tensor, said: Tensor) -> Tensor:
+    """Mean surprise at the right colour word, over the pixels that show a part whose colour is said.
+
+    log_p (n (h w) tokens) of a layer; parts (n 3 H W), how much of each pixel shows which part;
+    said (n 3), the token of each part's colour, or 0.
+    """
+    side = round(log_p.shape[1] ** 0.5)
+    weight = F.adaptive_avg_pool2d(parts, side).flatten(2) * (said > 0)[..., None]      # (n 3 hw)
+    right = log_p.gather(2, said[:, None].expand(-1, log_p.shape[1], -1)).mT            # (n 3 hw)
+    return -(weight * right).sum() / weight.sum().clamp(min=1)
 
 
 def crop_corner(clip: world.Clip, frame: int) -> Tensor:

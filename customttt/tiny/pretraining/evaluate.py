@@ -62,17 +62,20 @@ def wilson(right: int, n: int) -> tuple[float, float]:
 
 def add_choices(tally: Tally, judge: Judge, frames: Tensor, clip: world.Clip,
                 name: str = "") -> None:
-    """What CLIP chooses, against the clip's own attributes."""
-    colour = clip.subject.colours[0] if clip.names_colour else None
-    truth = {"subject": clip.subject.kind, "colour": colour, "scene": clip.scene}
-    group = "plain" if clip.subject.kind in subjects.PLAIN else "composed"
-    for attribute, chosen in judge.choices(frames, *truth.values()).items():
-        right = chosen == truth[attribute]
-        tally.add(name + attribute, right)
-        if attribute != "scene":
-            tally.add(f"{name}{attribute}, {group}", right)
-        if attribute == "subject":
-            tally.add(f"{name}{attribute}, {truth[attribute]}", right)
+    """What CLIP chooses, against the clip's own."""
+    subject = clip.subject
+    chosen, group = judge.choices(frames, subject, clip.scene), group_of(subject)
+    tally.add(name + "scene", chosen["scene"] == clip.scene)
+    for within in ("", f", {group}", f", {subject.kind}"):
+        tally.add(f"{name}subject{within}", chosen["kind"] == subject.kind)
+    tally.add(f"{name}colours, {group}", chosen["colours"] == subject.colours)
+    tally.add(f"{name}body colour, {group}", chosen["colours"][0] == subject.colours[0])
+
+
+def group_of(subject: subjects.Subject) -> str:
+    if subject.kind in subjects.PLAIN:
+        return "plain"
+    return "usual" if subject == subjects.USUAL[subject.kind] else "three named"
 
 
 @torch.no_grad()

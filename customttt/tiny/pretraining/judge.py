@@ -1,5 +1,6 @@
 """The tiny CLIP as a judge of what a picture or clip shows. Axes: f frames, H W pixels, d width."""
 
+from itertools import permutations
 from pathlib import Path
 
 import torch
@@ -7,7 +8,8 @@ from einops import rearrange
 from torch import Tensor
 
 from ..world import clips as world, subjects
-from .parts import load_clip
+from ..world.subjects import Subject
+from .parts import load_clip, longest
 
 
 def as_pixels(frames: Tensor) -> Tensor:
@@ -15,17 +17,26 @@ def as_pixels(frames: Tensor) -> Tensor:
     return rearrange(frames, "n h w c -> n c h w").float() / 127.5 - 1
 
 
-def picture_caption(kind: str, colour: str | None, scene: str) -> str:
+def picture_caption(subject: Subject, scene: str) -> str:
     """ "an orange ball on the snow" """
-    words = f"{colour} {kind}" if colour else kind
-    return ("an " if words[0] in "aeiou" else "a ") + f"{words} {world.SCENES[scene]}"
+    return f"{subject.caption} {world.SCENES[scene]}"
+
+
+def of_kind(subject: Subject, kind: str) -> Subject:
+    """Another kind in the same colours, as far as a caption can say it."""
+    if kind in subjects.PLAIN:
+        return Subject(kind, subject.colours[:1])
+    return Subject(kind, subject.said) if len(subject.said) == 3 else subjects.USUAL[kind]
+
+
+def recoloured(kind: str) -> list[Subject]:
+    """Every colouring of a kind, its usual one too."""
+    return [Subject(kind, colours) for colours in permutations(
+        subjects.COLOURS, 1 if kind in subjects.PLAIN else 3)]
 
 
 class Judge:
     """Zero-shot choices: the caption that fits best among those that differ in one attribute."""
-
-    OPTIONS = {"subject": tuple(subjects.DRAWINGS), "colour": tuple(subjects.COLOURS),
-               "scene": tuple(world.SCENES)}
 
     def __init__(self, folder: str | Path):
         self.clip, self.tokenizer = load_clip(folder)
@@ -35,7 +46,8 @@ class Judge:
     def embed_captions(self, captions: list[str]) -> Tensor:
         """(m d), unit vectors; each caption is computed once."""
         if new := [caption for caption in captions if caption not in self.known]:
-            vectors = self.clip.embed_text(self.tokenizer(new), self.tokenizer.end)
+            ids = longest(self.tokenizer(new), self.tokenizer.end)
+            vectors = self.clip.embed_text(ids, self.tokenizer.end)
             self.known.update(zip(new, vectors))
         return torch.stack([self.known[caption] for caption in captions])
 
@@ -49,16 +61,15 @@ class Judge:
         embedded = self.embed_frames(frames)
         return (embedded[1:] * embedded[:-1]).sum(1).mean().item()
 
-    def choices(self, frames: Tensor, kind: str, colour: str | None, scene: str) -> dict[str, str]:
-        """What (f H W 3) uint8 show, each attribute chosen with the other two given, by the mean
-        cosine over the frames; no colour where the caption names none."""
-        said = {"subject": kind, "colour": colour, "scene": scene}
+    def choices(self, frames: Tensor, subject: Subject, scene: str) -> dict:
+        """The kind, the colours and the scene that (f H W 3) uint8 show, each chosen with the other
+        two given, by the mean cosine over the frames. Of three colours all are chosen at once."""
+        options = {
+            "kind": {kind: (of_kind(subject, kind), scene) for kind in subjects.DRAWINGS},
+            "colours": {each.colours: (each, scene) for each in recoloured(subject.kind)},
+            "scene": {each: (subject, each) for each in world.SCENES}}
         embedded, chosen = self.embed_frames(frames), {}
-        for attribute, options in self.OPTIONS.items():
-            if said[attribute] is None:
-                continue
-            captions = [picture_caption(*(said | {attribute: option}).values())
-                        for option in options]
-            scores = (embedded @ self.embed_captions(captions).T).mean(0)
-            chosen[attribute] = options[scores.argmax().item()]
+        for attribute, shown in options.items():
+            captions = self.embed_captions([picture_caption(*each) for each in shown.values()])
+            chosen[attribute] = list(shown)[(embedded @ captions.T).mean(0).argmax().item()]
         return chosen

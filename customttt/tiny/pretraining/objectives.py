@@ -8,6 +8,7 @@ Axes: n images, c channels, H W pixels.
 
 import math
 from collections.abc import Callable
+from copy import deepcopy
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -26,11 +27,13 @@ from ...model.tokenizer import Tokenizer
 from ...model.vae import VAE
 from ..world import clips as world, subjects
 from ..world.chance import choice, uniform
-from .data import describe, draw_clips, draw_frames, fits, make_tokenizer
-from .judge import picture_caption
-from .parts import load_clip, load_vae, save_clip
+from .data import cut, describe, draw_clips, draw_frames, fits, make_tokenizer
+from .parts import load_clip, load_vae, longest, save_clip
 
 LATENT_DEVIATION = 0.5      # of the scaled latents
+# A CPU without instructions for bfloat16 takes 1.9 times as long in it as in fp32.
+BFLOAT16 = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+QUICK = torch.bfloat16 if BFLOAT16 else torch.float32
 
 
 @dataclass(frozen=True)
@@ -51,9 +54,9 @@ RECIPES = {"clip": Recipe(steps=800, batch=96, lr=1.5e-3),
            "vision": Recipe(steps=5000, batch=48, lr=1.5e-3),
            "tune": Recipe(steps=400, batch=96, lr=4e-4),
            "vae": Recipe(steps=2000, batch=8, lr=1.5e-3),
-           "decoder": Recipe(steps=3000, batch=8, lr=1.5e-3),
-           "crops": Recipe(steps=5000, batch=64, lr=1e-3, examples=20000),
-           "unet": Recipe(steps=3000, batch=32, lr=6e-4, examples=20000),
+           "sharpen": Recipe(steps=3000, batch=32, lr=1.5e-3),
+           "crops": Recipe(steps=5000, batch=96, lr=1e-3, muon_lr=2e-3, examples=20000),
+           "unet": Recipe(steps=4000, batch=96, lr=1e-3, muon_lr=2e-3, examples=20000),
            "few": Recipe(steps=3700, batch=16, lr=1e-3, muon_lr=4e-3, examples=6000),
            "half": Recipe(steps=2400, batch=8, lr=1e-3, muon_lr=3e-3, examples=6000),
            "motion": Recipe(steps=3600, batch=4, lr=8e-4, muon_lr=2.4e-3, examples=6000)}
@@ -81,7 +84,11 @@ def clip_stage(folder: Path, work: Path, recipe: Recipe) -> Stage:
     def loss(generator: Generator) -> Tensor:
         # In three batches of four all pictures share a scene: else scene and colour tell most pairs
         # apart, and shapes are learned last (43% right after 400 steps, the others 100%).
-        return contrastive_loss(clip, tokenizer, recipe.batch, generator, one_scene=0.75)
+        shared = uniform(generator, 0, 1) < 0.75
+        scenes = (choice(generator, world.SCENES),) if shared else tuple(world.SCENES)
+        clips = draw_clips(generator, recipe.batch, scenes)
+        pixels, _ = draw_frames(generator, clips)
+        return contrastive_loss(clip, tokenizer, clips, pixels, generator)
 
     def save(folder: Path) -> None:
         save_tokenizer(tokenizer, folder / "tokenizer")
@@ -90,29 +97,38 @@ def clip_stage(folder: Path, work: Path, recipe: Recipe) -> Stage:
     return Stage(clip, loss, save)
 
 
-def tune_stage(folder: Path, work: Path, recipe: Recipe) -> Stage:
-    """Both towers again, on scenes drawn evenly, which `clip` hardly had."""
-    clip, tokenizer = load_clip(folder)
-    clip.requires_grad_(True)
-    return Stage(clip, lambda generator: contrastive_loss(clip, tokenizer, recipe.batch, generator),
-                 lambda folder: save_towers(clip, tokenizer, folder))
+def contrastive_loss(clip: CLIP, tokenizer: Tokenizer, clips: list[world.Clip], pixels: Tensor,
+                     generator: Generator) -> Tensor:
+    """Between the pictures and a caption of each; and, for a composed subject, between its own
+    caption and those with a colour exchanged or replaced, which a batch rarely has."""
+    captions, told = zip(*(describe(each, generator, motion=0.4) for each in clips))
+    end, scale = tokenizer.end, clip.logit_scale.exp().clamp(max=100)
+    images = clip.embed_images(pixels)
+    texts = clip.embed_text(longest(tokenizer(list(captions)), end), end)
+    logits = scale * images @ texts.T
+    others = ~torch.eye(len(clips), dtype=torch.bool)
+    logits = logits.masked_fill(fits(told, clips) & others, -math.inf)
+    own = torch.arange(len(clips))
+    loss = (F.cross_entropy(logits, own) + F.cross_entropy(logits.T, own)) / 2
+
+    composed = [k for k, each in enumerate(clips) if each.subject.kind in subjects.COMPOSED]
+    if not composed:
+        return loss
+    near = [replace(clips[k], subject=subject).image_caption for k in composed
+            for subject in [clips[k].subject, *misnamed(clips[k].subject, generator)]]
+    texts = clip.embed_text(longest(tokenizer(near), end), end)
+    logits = scale * torch.einsum("n d, n m d -> n m", images[composed],
+                                  texts.unflatten(0, (len(composed), -1)))
+    return loss + F.cross_entropy(logits, torch.zeros(len(composed), dtype=torch.long))
 
 
-def contrastive_loss(clip: CLIP, tokenizer: Tokenizer, batch: int, generator: Generator,
-                     one_scene: float = 0.0) -> Tensor:
-    """`one_scene`: how often all pictures of the batch share a scene."""
-    shared = uniform(generator, 0, 1) < one_scene
-    scenes = (choice(generator, world.SCENES),) if shared else tuple(world.SCENES)
-    clips = draw_clips(generator, batch, scenes)
-    captions, named = zip(*(describe(clip_, generator, motion=0.4) for clip_ in clips))
-    ids = tokenizer(list(captions))
-    ids = ids[:, :(ids == tokenizer.end).int().argmax(1).max() + 1]     # causal: the rest is idle
-    pixels, _ = draw_frames(generator, clips)
-    logits = clip.logit_scale.exp().clamp(max=100) * (
-        clip.embed_images(pixels) @ clip.embed_text(ids, tokenizer.end).T)
-    logits = logits.masked_fill(fits(named, clips) & ~torch.eye(batch, dtype=torch.bool), -math.inf)
-    own = torch.arange(batch)
-    return (F.cross_entropy(logits, own) + F.cross_entropy(logits.T, own)) / 2
+def misnamed(subject: subjects.Subject, generator: Generator) -> list[subjects.Subject]:
+    """Six colourings near it: each two of its colours exchanged, each of the three replaced."""
+    a, b, c = subject.colours
+    rest = [colour for colour in subjects.COLOURS if colour not in subject.colours]
+    x, y, z = (choice(generator, rest) for _ in range(3))
+    return [subjects.Subject(subject.kind, colours) for colours in (
+        (b, a, c), (c, b, a), (a, c, b), (x, b, c), (a, y, c), (a, b, z))]
 
 
 def save_towers(clip: CLIP, tokenizer: Tokenizer, folder: Path) -> None:
@@ -123,25 +139,33 @@ def save_towers(clip: CLIP, tokenizer: Tokenizer, folder: Path) -> None:
 
 
 def vision_stage(folder: Path, work: Path, recipe: Recipe) -> Stage:
-    """The image tower on, the text tower locked (Zhai et al. 2022), against every possible caption.
+    """The image tower on, the text tower locked (Zhai et al. 2022)."""
+    return towers_stage(folder, recipe, locked=True)
 
-    A vision transformer learns shapes slowly. Two heads that are thrown away afterwards make every
-    patch a lesson (Jiang et al. 2021): in mid-tower, where the subject's centre lies from here, in
-    radii; at the end, on the subject, which kind it is.
+
+def tune_stage(folder: Path, work: Path, recipe: Recipe) -> Stage:
+    """Both towers again, on scenes drawn evenly, which `clip` hardly had."""
+    return towers_stage(folder, recipe, locked=False)
+
+
+def towers_stage(folder: Path, recipe: Recipe, locked: bool) -> Stage:
+    """Contrastive, with heads that are thrown away afterwards. A vision transformer learns shapes
+    slowly; the heads make every patch a lesson (Jiang et al. 2021): in mid-tower, where the
+    subject's centre lies from here, in radii; at the end, on the subject, which kind it is, and
+    from the whole, the colours of its parts.
     """
     clip, tokenizer = load_clip(folder)
-    kinds, colours, scenes = tuple(subjects.DRAWINGS), tuple(subjects.COLOURS), tuple(world.SCENES)
-    tables = []         # (kind colour scene d) and (kind scene d)
-    with torch.no_grad():
-        for some in (colours, [None]):
-            captions = [picture_caption(k, c, s) for k in kinds for c in some for s in scenes]
-            tables.append(clip.embed_text(tokenizer(captions), tokenizer.end))
+    kinds, colours = tuple(subjects.DRAWINGS), tuple(subjects.COLOURS)
     vision, width = clip.vision_model, clip.vision_model.config.width
-    module = nn.ModuleDict({
-        "tower": vision, "projection": clip.visual_projection,
-        "where": nn.Sequential(nn.LayerNorm(width), nn.Linear(width, 2)),
-        "which": nn.Sequential(nn.LayerNorm(width), nn.Linear(width, len(kinds)))})
-    module.requires_grad_(True)
+
+    def head(answers: int) -> nn.Module:
+        return nn.Sequential(nn.LayerNorm(width), nn.Linear(width, answers))
+
+    heads = nn.ModuleDict({"where": head(2), "which": head(len(kinds)),
+                           "colours": head(3 * len(colours))})
+    clip.requires_grad_(not locked)
+    for part in (vision, clip.visual_projection):
+        part.requires_grad_(True)
     seen = {}
     vision.layers[1].register_forward_hook(lambda m, i, x: seen.update(middle=x))
     vision.layers[-1].register_forward_hook(lambda m, i, x: seen.update(last=x))
@@ -150,66 +174,79 @@ def vision_stage(folder: Path, work: Path, recipe: Recipe) -> Stage:
     def loss(generator: Generator) -> Tensor:
         clips = draw_clips(generator, recipe.batch)
         pixels, at = draw_frames(generator, clips)
-        similar = [30 * clip.embed_images(pixels) @ table.T for table in tables]
-        kind = torch.tensor([kinds.index(c.subject.kind) for c in clips])
-        colour = torch.tensor([colours.index(c.subject.colours[0]) for c in clips])
-        scene = torch.tensor([scenes.index(c.scene) for c in clips])
-        coloured = (kind * len(colours) + colour) * len(scenes) + scene
-        contrastive = F.cross_entropy(similar[0], coloured) \
-            + F.cross_entropy(similar[1], kind * len(scenes) + scene)
+        contrastive = contrastive_loss(clip, tokenizer, clips, pixels, generator)
 
         places = torch.stack([c.trajectory()[k] for c, k in zip(clips, at)])
         x, y, radius, _ = places.T[..., None, None]
         dx, dy = torch.broadcast_tensors((middles - x) / radius, (middles[:, None] - y) / radius)
         offsets = torch.stack([dx, dy], -1).flatten(1, 2)                   # (n patches 2)
-        where = F.smooth_l1_loss(module["where"](seen["middle"][:, 1:]), offsets)
+        where = F.smooth_l1_loss(heads["where"](seen["middle"][:, 1:]), offsets)
         on_it = offsets.norm(dim=-1) < 1                                    # (n patches)
-        which = module["which"](seen["last"])                               # (n 1+patches kinds)
+        kind = torch.tensor([kinds.index(c.subject.kind) for c in clips])
+        which = heads["which"](seen["last"])                                # (n 1+patches kinds)
         of_patches = F.cross_entropy(which[:, 1:][on_it], kind[:, None].expand_as(on_it)[on_it])
-        return contrastive + where + of_patches + F.cross_entropy(which[:, 0], kind)
+        asked = torch.tensor([[*map(colours.index, c.subject.colours), -1, -1][:3] for c in clips])
+        painted = heads["colours"](seen["last"][:, 0]).unflatten(1, (3, -1)).transpose(1, 2)
+        return contrastive + where + of_patches + F.cross_entropy(which[:, 0], kind) \
+            + F.cross_entropy(painted, asked, ignore_index=-1)
 
-    return Stage(module, loss, lambda folder: save_clip(clip, tokenizer, folder))
+    return Stage(nn.ModuleDict({"clip": clip, "heads": heads}), loss,
+                 lambda folder: save_towers(clip, tokenizer, folder))
 
 
 def vae_stage(folder: Path, work: Path, recipe: Recipe) -> Stage:
     """No adversary and no perceptual net: a rendered world can spare them."""
     vae = VAE(VAEConfig(channels=(24, 48, 96), resnets=1, latent_channels=4, groups=8, scale=1.0))
-
-    def loss(generator: Generator) -> Tensor:
-        return reconstruction_loss(vae, generator, recipe.batch)
-
-    @torch.no_grad()
-    def save(folder: Path) -> None:
-        clips = draw_clips(Generator().manual_seed(0), 256)
-        pixels, _ = draw_frames(Generator().manual_seed(0), clips)
-        scale = LATENT_DEVIATION / vae.posterior(pixels)[0].std().item()
-        save_part(vae, keys.diffusers_vae, vae_json(replace(vae.config, scale=round(scale, 5))),
-                  folder / "vae" / WEIGHTS, torch.float16)
-
-    return Stage(vae, loss, save)
+    return Stage(vae, lambda generator: reconstruction_loss(vae, generator, recipe.batch),
+                 lambda folder: save_vae(vae, folder))
 
 
-def decoder_stage(folder: Path, work: Path, recipe: Recipe) -> Stage:
-    """The decoder on, the encoder locked: latents stay what they are, and with them the UNets."""
+def sharpen_stage(folder: Path, work: Path, recipe: Recipe) -> Stage:
+    """Longer, on crops around the subject: a quarter of a frame each, with all that is hard."""
     vae = load_vae(folder)
-    vae.decoder.requires_grad_(True)
-
-    def save(folder: Path) -> None:
-        save_part(vae, keys.diffusers_vae, vae_json(vae.config), folder / "vae" / WEIGHTS,
-                  torch.float16)
-
-    return Stage(vae, lambda generator: reconstruction_loss(vae, generator, recipe.batch), save)
+    vae.requires_grad_(True)
+    return Stage(vae, lambda generator: reconstruction_loss(vae, generator, recipe.batch, crop=32),
+                 lambda folder: save_vae(vae, folder))
 
 
-def reconstruction_loss(vae: VAE, generator: Generator, batch: int) -> Tensor:
+def reconstruction_loss(vae: VAE, generator: Generator, batch: int,
+                        crop: int = world.SIZE) -> Tensor:
     """L1 + MSE, and a little KL, of fresh frames; the subject is small and is what counts, so its
-    pixels weigh four times as much as the scene's."""
+    pixels weigh four times as much as the scene's. `crop`: the side of a window around it."""
     clips = draw_clips(generator, batch)
     pixels, at = draw_frames(generator, clips)
-    mask = torch.stack([world.subject_mask(clip, [k])[0] for clip, k in zip(clips, at)])[:, None]
-    mean, deviation = vae.posterior(pixels)
-    z = mean + deviation * torch.randn(mean.shape, generator=generator)
-    error = vae.decoder(vae.post_quant_conv(z)) - pixels
+    mask = torch.stack([world.subject_mask(clip, [k]) for clip, k in zip(clips, at)])
+    if crop < world.SIZE:
+        corners = torch.stack([clip.trajectory()[k, :2] for clip, k in zip(clips, at)]) - crop / 2
+        corners = (corners + torch.randint(-4, 5, corners.shape, generator=generator)).long()
+        pixels, mask = (cut(maps, corners, crop) for maps in (pixels, mask))
+
+    with torch.autocast("cpu", torch.bfloat16, enabled=BFLOAT16):
+        mean, deviation = (each.float() for each in vae.posterior(pixels))
+        z = mean + deviation * torch.randn(mean.shape, generator=generator)
+        error = vae.decoder(vae.post_quant_conv(z)).float() - pixels
     weight = (1 + 3 * mask) / (1 + 3 * mask).mean()
     kl = (mean.square() + deviation.square() - 1) / 2 - deviation.log()
     return (weight * (error.abs() + error.square())).mean() + 2e-5 * kl.mean()
+
+
+@torch.no_grad()
+def save_vae(vae: VAE, folder: Path) -> None:
+    """With each channel of the latents moved to mean 0 and one deviation, which is what noise has;
+    the 1x1 convolutions on both sides of them take that up exactly."""
+    clips = draw_clips(Generator().manual_seed(0), 256)
+    pixels, _ = draw_frames(Generator().manual_seed(0), clips)
+    mean, _ = vae.posterior(pixels)
+    middle, deviation = mean.mean((0, 2, 3)), mean.std((0, 2, 3))
+    vae = deepcopy(vae)
+    into, out = vae.quant_conv, vae.post_quant_conv
+    c = len(middle)
+    out.bias += out.weight[..., 0, 0] @ middle
+    out.weight *= deviation[:, None, None]
+    into.bias[:c] -= middle
+    for part in (into.weight, into.bias):
+        part[:c] /= deviation.view(-1, *[1] * (part.ndim - 1))
+    into.bias[c:] -= 2 * deviation.log()
+    vae.config = replace(vae.config, scale=LATENT_DEVIATION)
+    save_part(vae, keys.diffusers_vae, vae_json(vae.config), folder / "vae" / WEIGHTS,
+              torch.float16)

@@ -7,6 +7,7 @@ layout of a CLIPModel, because the scores are made of them.
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from ...files import keys
 from ...files.configs import text_config, text_json, unet_config, vae_config
@@ -43,6 +44,11 @@ def load_clip(folder: str | Path) -> tuple[CLIP, Tokenizer]:
     """Both towers, and the tokenizer beside them."""
     embedder = load_towers(Path(folder) / "clip")
     return embedder.clip, embedder.tokenizer
+
+
+def longest(ids: Tensor, end: int) -> Tensor:
+    """Token ids without the columns after the last first `end`: a causal tower is idle there."""
+    return ids[:, :(ids == end).int().argmax(1).max() + 1]
 
 
 def load_text_encoder(folder: Path) -> tuple[TextEncoder, Tokenizer]:

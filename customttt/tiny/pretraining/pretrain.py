@@ -27,13 +27,14 @@ import torch.distributed as dist
 from torch import Generator, Tensor, nn
 from tqdm import tqdm
 
-from ...errors import UserError, writing
+from ...errors import writing
 from . import denoising, objectives
+from .muon import Muon
 from .objectives import RECIPES, Recipe, Stage
 
 STAGES = {"clip": objectives.clip_stage, "vision": objectives.vision_stage,
           "tune": objectives.tune_stage, "vae": objectives.vae_stage,
-          "decoder": objectives.decoder_stage, "crops": denoising.crops_stage,
+          "sharpen": objectives.sharpen_stage, "crops": denoising.crops_stage,
           "unet": denoising.unet_stage, "few": denoising.few_stage, "half": denoising.half_stage,
           "motion": denoising.motion_stage}
 
@@ -93,13 +94,10 @@ def train(name: str, folder: Path, work: Path, recipe: Recipe, seed: int, rank: 
 def make_optimizers(weights: list[Tensor], recipe: Recipe) -> list[torch.optim.Optimizer]:
     matrices = [p for p in weights if p.ndim == 2 and recipe.muon_lr]
     others = [p for p in weights if p.ndim != 2 or not recipe.muon_lr]
-    made = [torch.optim.AdamW(others, recipe.lr, (0.9, 0.99), weight_decay=recipe.weight_decay)]
+    made = [torch.optim.AdamW(others, recipe.lr, (0.9, 0.99), weight_decay=recipe.weight_decay,
+                              fused=True)]
     if matrices:
-        if not hasattr(torch.optim, "Muon"):
-            raise UserError(f"PyTorch {torch.__version__}: this stage's optimizer, Muon, came with "
-                            f"2.9; install a newer one")
-        made.append(torch.optim.Muon(matrices, recipe.muon_lr, recipe.weight_decay,
-                                     adjust_lr_fn="match_rms_adamw"))
+        made.append(Muon(matrices, recipe.muon_lr, recipe.weight_decay))
     return made
 
 

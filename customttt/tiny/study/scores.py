@@ -84,13 +84,13 @@ def score(judge: Judge, combination: Combination, frames: Tensor, seed: int) -> 
     truths = [render(make_clip(subject, STILL, combination.scene, generator), [0])
               for _ in range(TRUTHS)]
     true_palette = torch.stack([palette(truth) for truth in truths]).mean(0)
-    path = Clip(subject, motion, combination.scene, (32.0, 32.0), 14.0, 0.0, 0, False).trajectory()
+    path = Clip(subject, motion, combination.scene, (32.0, 32.0), 14.0, 0.0, 0).trajectory()
     embedded, images = judge.embed_frames(frames), judge.embed_frames(torch.cat(truths))
-    chosen = judge.choices(frames, subject.kind, None, combination.scene)
+    chosen = judge.choices(frames, subject, combination.scene)
     return {"identity": 1 - (palette(frames) - true_palette).abs().sum().item() / 2,
             "CLIP-I": (embedded @ images.T).mean().item(),
             "motion": trajectory_agreement(measure_trajectory(frames), path[:len(frames), :3]),
             "CLIP-T": (embedded @ judge.embed_captions([combination.prompt]).T).mean().item(),
-            "words": ((chosen["subject"] == subject.kind)
+            "words": ((chosen["kind"] == subject.kind)
                       + (chosen["scene"] == combination.scene)) / 2,
             "consistency": judge.consistency(frames)}

@@ -36,7 +36,7 @@ from ...paper.intervals import shown
 from ...paper.ranks import shared, start_ranks
 from ...paper.rows import Row
 from ...sampling import sample_video
-from ..pretraining.judge import Judge
+from ..pretraining.judge import Judge, of_kind
 from ..pretraining.measure import measure_trajectory
 from ..world.clips import SIZE, sample_clip
 from ..world.motions import MOTIONS, trajectory_agreement
@@ -85,7 +85,7 @@ def appearance_follows(model: Model, judge: Judge, layer: int, k: int, seed: int
     own = sample_clip(Generator().manual_seed(seed + k), kinds=tuple(COMPOSED))
     kind = [kind for kind in COMPOSED if kind != own.subject.kind][k % 3]
     p = own.image_caption
-    star = replace(own, subject=replace(own.subject, kind=kind)).image_caption
+    star = replace(own, subject=of_kind(own.subject, kind)).image_caption
     captions = judge.embed_captions([p, star])
     frames = probed(model, p, star, layer, 1, seed + k)
     a, b = (judge.embed_frames(frames) @ captions.T)[0].tolist()

@@ -46,21 +46,14 @@ class Clip:
     radius: float                 # pixels, where the log size is zero
     tilt: float                   # radians
     seed: int                     # of the scene's texture and the subject's shades
-    names_colour: bool            # whether the caption says the body's colour
-
-    @property
-    def subject_caption(self) -> str:
-        """ "an orange ball", "a teddy bear" """
-        words = f"{self.subject.colours[0]} " * self.names_colour + self.subject.kind
-        return ("an " if words[0] in "aeiou" else "a ") + words
 
     @property
     def caption(self) -> str:
-        return f"{self.subject_caption} is {self.motion.word} {SCENES[self.scene]}"
+        return f"{self.subject.caption} is {self.motion.word} {SCENES[self.scene]}"
 
     @property
     def image_caption(self) -> str:
-        return f"{self.subject_caption} {SCENES[self.scene]}"
+        return f"{self.subject.caption} {SCENES[self.scene]}"
 
     def trajectory(self) -> Tensor:
         """(f, 4): the exact x, y, radius in pixels, and angle in radians, of every frame."""
@@ -74,15 +67,14 @@ class Clip:
 def make_clip(subject: Subject, motion: Motion, scene: str, generator: torch.Generator) -> Clip:
     """The given three, at a random place and size at which the subject stays inside the frame."""
     g = generator
-    names_colour = subject.kind in PLAIN or choice(g, (True, False))
-    origin = Clip(subject, motion, scene, (0.0, 0.0), 1.0, 0.0, 0, names_colour).trajectory()
+    origin = Clip(subject, motion, scene, (0.0, 0.0), 1.0, 0.0, 0).trajectory()
     radius = min(uniform(g, 14, 18), 20 / origin[:, 2].max().item())
     reach = radius * origin[:, 2:3]
     low = (MARGIN + reach - origin[:, :2]).amax(0).tolist()
     high = (SIZE - MARGIN - reach - origin[:, :2]).amin(0).tolist()
     centre = tuple(uniform(g, a, b) if a < b else (a + b) / 2 for a, b in zip(low, high))
     tilt, seed = uniform(g, -0.1, 0.1), int(torch.randint(2**31, (), generator=g))
-    return Clip(subject, motion, scene, centre, radius, tilt, seed, names_colour)
+    return Clip(subject, motion, scene, centre, radius, tilt, seed)
 
 
 def sample_clip(generator: torch.Generator, kinds=tuple(DRAWINGS), words=MOTIONS,
@@ -155,6 +147,18 @@ def local_coordinates(clip: Clip, frames) -> tuple[Tensor, Tensor, Tensor]:
 def coverage(distance: Tensor) -> Tensor:
     """How much of a pixel lies inside, from the signed distance in pixels."""
     return (0.5 - distance).clamp(0, 1)
+
+
+def part_coverage(clip: Clip, frame: int) -> Tensor:
+    """(3, h, w) in 0..1: how much of each pixel shows the body, the detail and the accent."""
+    u, v, radius = local_coordinates(clip, [frame])
+    shown = torch.zeros(3, SIZE, SIZE)
+    for distance, index in DRAWINGS[clip.subject.kind](u, v):
+        inside = coverage(distance * radius)[0]
+        shown = shown * (1 - inside)
+        if index < 3:
+            shown[index] += inside
+    return shown
 
 
 def silhouette(parts: list[tuple[Tensor, int]]) -> Tensor:

@@ -1,5 +1,8 @@
 """The subjects of the tiny world: drawings, colourings, and those that pretraining never sees.
 
+Every composed kind has a usual colouring, as most teddy bears in photos are brown: a caption that
+names no colour means it. Any other colouring is named in full.
+
 u and v are in radii from the subject's centre, v points down.
 """
 
@@ -7,6 +10,8 @@ from dataclasses import dataclass
 from math import pi, tau
 
 import torch
+
+from .chance import uniform
 
 INK, WHITE = 3, 4  # colour indices of a part besides body 0, detail 1 and accent 2
 
@@ -140,6 +145,25 @@ class Subject:
     kind: str                 # a key of DRAWINGS
     colours: tuple[str, ...]  # (body,) of a plain kind; (body, detail, accent) of a composed one
 
+    @property
+    def said(self) -> tuple[str, ...]:
+        """The colours that a caption names: none of the usual colouring, else all, in order."""
+        return () if self == USUAL.get(self.kind) else self.colours
+
+    @property
+    def caption(self) -> str:
+        """ "an orange ball", "a teddy bear", "a blue yellow red teddy bear" """
+        words = " ".join([*self.said, self.kind])
+        return ("an " if words[0] in "aeiou" else "a ") + words
+
+
+USUAL = {subject.kind: subject for subject in (
+    Subject("teddy bear", ("orange", "white", "green")),
+    Subject("rabbit", ("white", "pink", "blue")),
+    Subject("robot", ("green", "yellow", "purple")),
+    Subject("fish", ("orange", "white", "blue")),
+)}
+USUAL_SHARE = 0.3       # of the composed subjects that are drawn
 
 HELD_OUT_SUBJECTS = {
     "teddy in a red bow": Subject("teddy bear", ("blue", "yellow", "red")),
@@ -168,6 +192,8 @@ def is_held_out(subject: Subject) -> bool:
 
 def sample_subject(generator: torch.Generator, kind: str) -> Subject:
     """A pretraining subject: its colours differ from each other, and it is not held out."""
+    if kind in USUAL and uniform(generator, 0, 1) < USUAL_SHARE:
+        return USUAL[kind]
     while True:
         order = torch.randperm(len(COLOURS), generator=generator).tolist()
         colours = tuple(tuple(COLOURS)[i] for i in order[: 3 if kind in COMPOSED else 1])
