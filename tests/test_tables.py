@@ -145,13 +145,13 @@ def test_the_lora_is_train_pys(tmp_path, model_folder):
 
 def test_rows_are_the_papers():
     assert [row.name for row in tables.TABLES[1]] == [
-        "Full LoRA", "DiffDirector", "MotionDirector", "DreamVideo", "CustomTTT"]
+        "the base model", "Full LoRA", "DiffDirector", "MotionDirector", "DreamVideo", "CustomTTT"]
     assert len(tables.TABLES[3]) == 4 + 1
     for table, some in tables.TABLES.items():
         names = [row.name for row in some]
         assert tables.PAPER[f"table-{table}"].keys() <= set(names)
         a, others = tables.COMPARED_WITH[table]
-        assert {a, *others} <= tables.PAPER[f"table-{table}"].keys()
+        assert {a, *others} <= tables.PAPER[f"table-{table}"].keys() | {"the base model"}
         for row in some:
             assert set(row.subject + row.motion) <= STAGES.keys() | COMPARED.keys()
 
@@ -167,7 +167,8 @@ def test_dreamvideo_gets_its_word_and_its_clip(tmp_path, protocol, model_folder)
     [group] = tables.read_protocol(protocol)
     args = run_train.argparse.Namespace(clip=model_folder / "clip")
     bench = rows.Bench(args, Noted(tmp_path, (), {}), ())
-    files = bench.loras(rows.Unit(tables.TABLES[1][3], group, 0))
+    dreamvideo = next(row for row in tables.TABLES[1] if row.name == "DreamVideo")
+    files = bench.loras(rows.Unit(dreamvideo, group, 0))
     assert list(files) == [stage for stage, _ in calls] == [
         "dreamvideo-word", "dreamvideo-identity", "dreamvideo-motion"]
     assert calls[1][1]["--word"] == files["dreamvideo-word"]
