@@ -10,7 +10,7 @@ import torch.nn.functional as F
 import customttt
 from customttt.tiny.pretraining import pretrain
 from customttt.tiny.pretraining.data import draw_clips, draw_frames
-from customttt.tiny.pretraining.denoising import colour_tokens, misreading
+from customttt.tiny.pretraining.reading import colour_tokens, misreading
 from customttt.tiny.pretraining.muon import Muon
 from customttt.tiny.pretraining.objectives import LATENT_DEVIATION, RECIPES, misnamed, save_vae
 from customttt.tiny.pretraining.parts import load_clip, load_text_encoder, load_vae
@@ -128,7 +128,8 @@ def test_muon_is_pytorchs():
     torch.manual_seed(0)
     start = [torch.randn(shape) for shape in ((8, 4), (8, 4), (3, 9))]
     ours, others = ([p.clone().requires_grad_(True) for p in start] for _ in range(2))
-    steps = Muon(ours, 0.1, 0.05), torch.optim.Muon(others, 0.1, 0.05, adjust_lr_fn="match_rms_adamw")
+    steps = (Muon(ours, 0.1, 0.05),
+             torch.optim.Muon(others, 0.1, 0.05, adjust_lr_fn="match_rms_adamw"))
     for k in range(3):
         for p, q in zip(ours, others):
             p.grad = torch.randn(p.shape, generator=torch.Generator().manual_seed(k))

@@ -1,7 +1,7 @@
 """Muon (Jordan et al. 2024), for matrices: the momentum, made orthogonal, is the step.
 
-As `torch.optim.Muon` with `adjust_lr_fn="match_rms_adamw"` (Liu et al. 2025), which takes one matrix
-at a time: the tiny model has hundreds, of ten shapes, and here those of a shape go together.
+As `torch.optim.Muon` with `adjust_lr_fn="match_rms_adamw"` (Liu et al. 2025), which takes one
+matrix at a time: the tiny model has hundreds, of ten shapes, and here those of a shape go together.
 """
 
 import torch
@@ -24,8 +24,8 @@ class Muon(torch.optim.Optimizer):
             for (rows, columns), matrices in alike.items():
                 for p in matrices:
                     self.state[p].setdefault("momentum", torch.zeros_like(p))
-                grads, momenta = [p.grad for p in matrices], [self.state[p]["momentum"]
-                                                              for p in matrices]
+                grads = [p.grad for p in matrices]
+                momenta = [self.state[p]["momentum"] for p in matrices]
                 torch._foreach_lerp_(momenta, grads, 1 - MOMENTUM)
                 steps = torch._foreach_lerp(grads, momenta, MOMENTUM)       # Nesterov's
                 step = orthogonal(torch.stack(steps)) * 0.2 * max(rows, columns) ** 0.5

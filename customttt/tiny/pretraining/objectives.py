@@ -1,4 +1,4 @@
-"""What pretraining the tiny CLIP and VAE trains, on what, and towards what; `denoising.py` goes on.
+"""What pretraining the tiny CLIP and VAE trains, on what, and towards what; `images.py` goes on.
 
 A stage function takes the model folder that holds the parts trained before, the folder of working
 files, and the recipe; a step's loss takes the generator that everything random is drawn from.

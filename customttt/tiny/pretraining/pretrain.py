@@ -5,8 +5,8 @@
 A stage reads what the stages before it wrote to --output (frozen, in fp16, as it is shipped) and
 writes its own part there: an exponential average of the weights. Run again after an interruption,
 it goes on from its last checkpoint in --work. Every step draws from a generator seeded by --seed,
-the stage and the step, so a resumed run is the same run. `objectives.py` and `denoising.py` say
-what each stage minimises.
+the stage and the step, so a resumed run is the same run. `objectives.py`, `images.py` and
+`videos.py` say what each stage minimises.
 
 On two cores two processes of one thread are faster than one of two; they share each batch:
 
@@ -28,15 +28,15 @@ from torch import Generator, Tensor, nn
 from tqdm import tqdm
 
 from ...errors import writing
-from . import denoising, objectives
+from . import images, objectives, videos
 from .muon import Muon
 from .objectives import RECIPES, Recipe, Stage
 
 STAGES = {"clip": objectives.clip_stage, "vision": objectives.vision_stage,
           "tune": objectives.tune_stage, "vae": objectives.vae_stage,
-          "sharpen": objectives.sharpen_stage, "crops": denoising.crops_stage,
-          "unet": denoising.unet_stage, "few": denoising.few_stage, "half": denoising.half_stage,
-          "motion": denoising.motion_stage}
+          "sharpen": objectives.sharpen_stage, "crops": images.crops_stage,
+          "unet": images.unet_stage, "few": videos.few_stage, "half": videos.half_stage,
+          "motion": videos.motion_stage}
 
 SAVE_EVERY = 60     # seconds between checkpoints
 
