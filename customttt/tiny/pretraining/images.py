@@ -18,9 +18,9 @@ from ...files.save import save_part
 from ...model.unet import UNet
 from ..world import clips as world, motions
 from ..world.subjects import COMPOSED
-from .data import cached_latents, cut
+from .data import QUICK, cached_latents, cut
 from .denoising import UNET, Captions, attend_in_fp32, denoising_loss
-from .objectives import QUICK, Recipe, Stage
+from .objectives import Recipe, Stage
 from .parts import load_image_unet, load_vae
 from .reading import colour_tokens, misreading, reading_heads
 

@@ -27,13 +27,10 @@ from ...model.tokenizer import Tokenizer
 from ...model.vae import VAE
 from ..world import clips as world, subjects
 from ..world.chance import choice, uniform
-from .data import cut, describe, draw_clips, draw_frames, fits, make_tokenizer
+from .data import BFLOAT16, cut, describe, draw_clips, draw_frames, fits, make_tokenizer
 from .parts import load_clip, load_vae, longest, save_clip
 
 LATENT_DEVIATION = 0.5      # of the scaled latents
-# A CPU without instructions for bfloat16 takes 1.9 times as long in it as in fp32.
-BFLOAT16 = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-QUICK = torch.bfloat16 if BFLOAT16 else torch.float32
 
 
 @dataclass(frozen=True)

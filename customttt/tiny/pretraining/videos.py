@@ -19,9 +19,9 @@ from ...model.config import MotionConfig
 from ...model.motion import FramePositions, MotionModule, positional_encoding
 from ...model.unet import UNet
 from ..world import clips as world
-from .data import cached_latents
+from .data import QUICK, cached_latents
 from .denoising import UNET, Captions, attend_in_fp32, denoising_loss
-from .objectives import QUICK, Recipe, Stage
+from .objectives import Recipe, Stage
 from .parts import fill_motion, load_image_unet, load_vae
 
 MOTION = MotionConfig(version=3, max_frames=32, heads=2)
