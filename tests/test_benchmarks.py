@@ -59,6 +59,14 @@ def test_both_sides_compute_the_same(folder, row, monkeypatch):
     assert (mine - theirs).norm() / theirs.norm() < (0.02 if row == "decode" else 0.1)
 
 
+def test_both_sides_train_as_many_parameters(folder):
+    [theirs], model = peer.opened(job(folder, "ttt")), ours.opened(job(folder, "ttt"))
+    trained = peer.adapted(job(folder, "ttt"), theirs, "student", "spatial", "temporal")
+    own = [p for kind, layers in peer.LAYERS.items()
+           for p in ours.add_lora(model.unet, kind, layers)]
+    assert sum(p.numel() for p in trained) == sum(p.numel() for p in own) > 0
+
+
 def test_rows_and_sides_match():
     assert set(ABOUT) == set(ours.ROWS) and set(peer.ROWS) == set(ABOUT) - {"placement", "tiny"}
 
@@ -91,7 +99,8 @@ def test_rows_of_the_same_machine_stay(tmp_path):
 
 
 @pytest.mark.parametrize("flags, said", [
-    (["backward"], "no row of the benchmark"), (["forward", "--output", "none.md"], "no such file")])
+    (["backward"], "no row of the benchmark"),
+    (["forward", "--output", "none.md"], "no such file")])
 def test_bad_input_is_a_sentence(flags, said):
     ended = subprocess.run([sys.executable, "-m", "tests.benchmarks", *flags], cwd=ROOT, text=True,
                            capture_output=True)

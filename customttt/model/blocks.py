@@ -34,7 +34,7 @@ class FrameGroupNorm(nn.GroupNorm):
 
 def norm_silu(norm: FrameGroupNorm, x: Tensor, clips: int) -> Tensor:
     """((b f) c h w), b = `clips` -> the same shape: silu(norm(x))."""
-    return cheaply(x)(lambda x: F.silu(norm(x, clips)), x)
+    return cheaply(x, norm.weight)(lambda x: F.silu(norm(x, clips)), x)
 
 
 class ResNet(nn.Module):
@@ -96,7 +96,8 @@ class FeedForward(nn.Module):
         if x.nbytes < LARGE:
             return self.out(self.geglu(x))
         parts = x.flatten(end_dim=-2).split(PART)
-        return torch.cat([self.out(cheaply(x)(self.geglu, part)) for part in parts]).view_as(x)
+        run = cheaply(x, self.value_gate.weight)
+        return torch.cat([self.out(run(self.geglu, part)) for part in parts]).view_as(x)
 
     def geglu(self, x: Tensor) -> Tensor:
         """(... d) -> (... 4d)."""

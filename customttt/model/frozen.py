@@ -53,7 +53,8 @@ def directly(function: Callable[..., Tensor], *inputs) -> Tensor:
     return function(*inputs)
 
 
-def cheaply(x: Tensor) -> Callable[..., Tensor]:
-    """How a cheap function of x is run: `made_again` where what it would keep is large."""
-    grows = x.requires_grad and torch.is_grad_enabled()
-    return made_again if grows and x.nbytes >= LARGE else directly
+def cheaply(x: Tensor, weight: Tensor) -> Callable[..., Tensor]:
+    """How a cheap function of x is run: `made_again` where what it would keep is large, and its
+    weight is frozen (in pretraining, at small widths, time counts for more)."""
+    passes_on = x.requires_grad and torch.is_grad_enabled() and not weight.requires_grad
+    return made_again if passes_on and x.nbytes >= LARGE else directly

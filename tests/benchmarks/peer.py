@@ -57,7 +57,7 @@ def adapted(job, unet, name: str, *kinds: str, dropout: float = 0.1) -> list[tor
     file = job.model / "motion_adapter" / "config.json"
     with torch.device("meta"):
         ours = UNet(unet_config(json.loads((job.model / "unet" / "config.json").read_text()),
-                                motion_config(file, False, None, None), str(file)))
+                                motion_config(file, False, None, version=3), str(file)))
     modules = [keys.diffusers_unet(target + ".").removesuffix(".") for kind in kinds
                for target in targets(ours, kind, LAYERS[kind])]
     inject_adapter_in_model(LoraConfig(r=32, lora_alpha=32, lora_dropout=dropout,
