@@ -19,6 +19,7 @@ from customttt.media.clips import check_ending, check_fps, write_video
 from customttt.model.model import Model
 from customttt.recipes import SAMPLING
 from customttt.run.data import require_motion, say_base
+from customttt.run.memory import keep_freed_memory
 from customttt.run.options import add_model_flags, add_recipe_flags, chosen_settings, open_model
 from customttt.sampling import decode_frames, sample_latents
 
@@ -98,4 +99,5 @@ def split_scale(text: str) -> tuple[Path, float]:
 
 
 if __name__ == "__main__":
+    keep_freed_memory()
     run(main)

@@ -16,6 +16,7 @@ from customttt.paper.systems import COMPARED
 from customttt.run.checkpoint import CHECKPOINT
 from customttt.run.data import OUTPUT
 from customttt.run.lock import locked
+from customttt.run.memory import keep_freed_memory
 from customttt.run.stage import Stage
 from customttt.run.train import add_training_flags, train
 from customttt.stages import STAGES
@@ -65,4 +66,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    keep_freed_memory()
     run(main)

@@ -57,7 +57,7 @@ def defined_flags():
     the study has one a stage, too."""
     found = {"--" + name.replace("_", "-") for stage, settings in FULL.items()
              for name in [stage, *settings]}
-    for path in [*SHIPPED, ROOT / "tests" / "nightly" / "__main__.py"]:
+    for path in [*SHIPPED, *ROOT.glob("tests/*/__main__.py"), ROOT / "tests/benchmarks/kept.py"]:
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Call) and getattr(node.func, "attr", "") == "add_argument":
                 found |= {arg.value for arg in node.args if isinstance(arg, ast.Constant)}

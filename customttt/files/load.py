@@ -27,26 +27,29 @@ WEIGHTS = "diffusion_pytorch_model.safetensors"     # of unet/, vae/ and motion_
 
 def load_model(path: str | Path, motion_module: str | Path | None = None,
                device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32,
-               vae: str | Path | None = None, motion_version: int | None = None) -> Model:
+               vae: str | Path | None = None, motion_version: int | None = None,
+               motion: bool = True) -> Model:
     """Load a model folder (Hugging Face layout) or a single-file checkpoint (original layout).
 
     `motion_module`: a motion file or folder; without it the motion modules in the model folder are
     taken (`motion_adapter/`, or inside `unet/` in a folder of AnimateDiffPipeline), and where there
     are none the UNet is an image model. `motion_version`: 1, 2 or 3, where the motion file does not
-    tell. `vae`: a VAE file or folder in place of the model's own. Parts are built on "meta" and
-    filled from memory-mapped files, so peak memory is about the weights. Raises UserError.
+    tell. `vae`: a VAE file or folder in place of the model's own. `motion=False` leaves the motion
+    modules out of memory: an image model. Parts are built on "meta" and filled from memory-mapped
+    files, so peak memory is about the weights. Raises UserError.
     """
     path = Path(path)
     if motion_module is None:
         motion_module = _own_motion(path)
     elif not Path(motion_module).exists():
         raise UserError(f"{motion_module}: no such file or folder")
-    motion = (None if motion_module is None else
-              read_motion_module(motion_module, motion_version))
+    modules = (None if motion_module is None else
+               read_motion_module(motion_module, motion_version))
+    modules = modules if motion else None
     if path.is_dir():
-        text_part, vae_part, unet_part = _folder_parts(path, motion)
+        text_part, vae_part, unet_part = _folder_parts(path, modules)
     elif path.is_file():
-        text_part, vae_part, unet_part = _checkpoint_parts(path, motion, needs_vae=vae is None)
+        text_part, vae_part, unet_part = _checkpoint_parts(path, modules, needs_vae=vae is None)
     else:
         raise UserError(f"{path}: no such model folder or checkpoint file")
     if vae is not None:
@@ -56,8 +59,8 @@ def load_model(path: str | Path, motion_module: str | Path | None = None,
     for part in (text_part, vae_part, unet_part):
         fill(part.module, part.tensors, part.public, part.file, device, dtype, keys.is_image)
         part.module.eval()
-    if motion is not None:
-        fill(unet_part.module, motion.tensors, motion.public, motion.file, device, dtype,
+    if modules is not None:
+        fill(unet_part.module, modules.tensors, modules.public, modules.file, device, dtype,
              keys.is_motion)
     config = text_part.module.config
     tokenizer = read_tokenizer(_tokenizer_folder(path), config.length, config.vocabulary)

@@ -3,9 +3,14 @@
 Axes: b batch, f frames, c channels, h w rows and columns, n tokens, d width.
 """
 
+import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
+
+from .frozen import LARGE, Conv2d, cheaply
+
+PART = 4096     # tokens that a feed-forward takes at once where there are many: memory stays small
 
 
 class FrameGroupNorm(nn.GroupNorm):
@@ -27,6 +32,11 @@ class FrameGroupNorm(nn.GroupNorm):
         return rearrange(super().forward(joined), "b c f h w -> (b f) c h w")
 
 
+def norm_silu(norm: FrameGroupNorm, x: Tensor, clips: int) -> Tensor:
+    """((b f) c h w), b = `clips` -> the same shape: silu(norm(x))."""
+    return cheaply(x, norm.weight)(lambda x: F.silu(norm(x, clips)), x)
+
+
 class ResNet(nn.Module):
     """Norm, SiLU, convolution, twice; the time embedding is added in between."""
 
@@ -34,20 +44,20 @@ class ResNet(nn.Module):
                  time_width: int | None = None, across_frames: bool = False):
         super().__init__()
         self.norm1 = FrameGroupNorm(groups, inputs, eps, across_frames)
-        self.conv1 = nn.Conv2d(inputs, outputs, 3, padding=1)
+        self.conv1 = Conv2d(inputs, outputs, 3, padding=1)
         self.time_emb_proj = None if time_width is None else nn.Linear(time_width, outputs)
         self.norm2 = FrameGroupNorm(groups, outputs, eps, across_frames)
-        self.conv2 = nn.Conv2d(outputs, outputs, 3, padding=1)
-        self.conv_shortcut = nn.Conv2d(inputs, outputs, 1) if inputs != outputs else None
+        self.conv2 = Conv2d(outputs, outputs, 3, padding=1)
+        self.conv_shortcut = Conv2d(inputs, outputs, 1) if inputs != outputs else None
 
     def forward(self, x: Tensor, time: Tensor | None = None) -> Tensor:
         """((b f) c h w), (b d) -> ((b f) c h w); the VAE's resnets have no time."""
         clips = len(x if time is None else time)
-        y = self.conv1(F.silu(self.norm1(x, clips)))
+        y = self.conv1(norm_silu(self.norm1, x, clips))
         if time is not None:
             shift = self.time_emb_proj(F.silu(time))                         # (b c)
             y = y + shift.repeat_interleave(len(y) // len(shift), dim=0)[:, :, None, None]
-        y = self.conv2(F.silu(self.norm2(y, clips)))
+        y = self.conv2(norm_silu(self.norm2, y, clips))
         return y + (x if self.conv_shortcut is None else self.conv_shortcut(x))
 
 
@@ -82,8 +92,17 @@ class FeedForward(nn.Module):
         self.out = nn.Linear(4 * width, width)
 
     def forward(self, x: Tensor) -> Tensor:
+        """(b n d) -> (b n d)."""
+        if x.nbytes < LARGE:
+            return self.out(self.geglu(x))
+        parts = x.flatten(end_dim=-2).split(PART)
+        run = cheaply(x, self.value_gate.weight)
+        return torch.cat([self.out(run(self.geglu, part)) for part in parts]).view_as(x)
+
+    def geglu(self, x: Tensor) -> Tensor:
+        """(... d) -> (... 4d)."""
         value, gate = self.value_gate(x).chunk(2, dim=-1)
-        return self.out(value * F.gelu(gate))
+        return value * F.gelu(gate)
 
 
 class SpatialBlock(nn.Module):
@@ -114,9 +133,9 @@ class SpatialTransformer(nn.Module):
     def __init__(self, channels: int, heads: int, text_width: int, groups: int):
         super().__init__()
         self.norm = nn.GroupNorm(groups, channels, eps=1e-6)
-        self.proj_in = nn.Conv2d(channels, channels, 1)
+        self.proj_in = Conv2d(channels, channels, 1)
         self.block = SpatialBlock(channels, heads, text_width)
-        self.proj_out = nn.Conv2d(channels, channels, 1)
+        self.proj_out = Conv2d(channels, channels, 1)
 
     def forward(self, x: Tensor, text: Tensor) -> Tensor:
         """((b f) c h w), (b n d) -> ((b f) c h w)."""
@@ -130,7 +149,7 @@ class Downsample(nn.Module):
 
     def __init__(self, channels: int):
         super().__init__()
-        self.conv = nn.Conv2d(channels, channels, 3, stride=2, padding=1)
+        self.conv = Conv2d(channels, channels, 3, stride=2, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.conv(x)
@@ -141,7 +160,7 @@ class Upsample(nn.Module):
 
     def __init__(self, channels: int):
         super().__init__()
-        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
+        self.conv = Conv2d(channels, channels, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.conv(F.interpolate(x, scale_factor=2, mode="nearest"))

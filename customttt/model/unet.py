@@ -23,10 +23,10 @@ import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
-from .blocks import Downsample, FrameGroupNorm, ResNet, SpatialTransformer, Upsample
+from .blocks import Downsample, FrameGroupNorm, ResNet, SpatialTransformer, Upsample, norm_silu
 from .config import MotionConfig, UNetConfig
+from .frozen import Conv2d, directly, made_again
 from .motion import MotionModule
 
 
@@ -53,7 +53,7 @@ class Layer(nn.Module):
                 motion: bool, run: Callable) -> tuple[Tensor, list[Tensor]]:
         """((b f) c h w), skips to read, (b d), (b n d) -> the same for the next layer, skips made.
 
-        `motion`: whether the motion modules are in. `run`: `directly` or `recomputed`.
+        `motion`: whether the motion modules are in. `run`: `directly` or `made_again`.
         """
         made = []
         for j, resnet in enumerate(self.resnets):
@@ -84,7 +84,7 @@ class UNet(nn.Module):
         m = 0 if config.motion is None else 1
         mid = 1 if m and config.motion.version == 2 else 0
 
-        self.conv_in = nn.Conv2d(config.latent_channels, c0, 3, padding=1)
+        self.conv_in = Conv2d(config.latent_channels, c0, 3, padding=1)
         self.time_embedding = TimeEmbedding(c0, 4 * c0)
         #              resnets read                     width  spatial  motion
         self.layers = nn.ModuleList([
@@ -99,7 +99,7 @@ class UNet(nn.Module):
             Layer(config, (c1 + c0, c0 + c0, c0 + c0),     c0,      3, 3 * m),                 # 8
         ])
         self.norm_out = FrameGroupNorm(config.groups, c0, 1e-5, config.norm_across_frames)
-        self.conv_out = nn.Conv2d(c0, config.latent_channels, 3, padding=1)
+        self.conv_out = Conv2d(c0, config.latent_channels, 3, padding=1)
 
     def forward(self, latents: Tensor, timesteps: Tensor, text: Tensor | Sequence[Tensor],
                 motion: bool = True) -> Tensor:
@@ -111,7 +111,7 @@ class UNet(nn.Module):
         texts = self._nine_texts(latents, timesteps, text)
         if motion:
             self._check_motion(latents.shape[2])
-        run = recomputed if self.gradient_checkpointing and torch.is_grad_enabled() else directly
+        run = made_again if self.gradient_checkpointing and torch.is_grad_enabled() else directly
 
         time = self.time_embedding(timesteps)                                # (b d)
         if self.config.norm_across_frames and not motion:   # each frame is a clip of its own
@@ -123,7 +123,7 @@ class UNet(nn.Module):
             x, made = layer(x, read, time, texts[i], motion, run)
             if i < 4:
                 skips += made
-        x = self.conv_out(F.silu(self.norm_out(x, len(time))))
+        x = self.conv_out(norm_silu(self.norm_out, x, len(time)))
         return rearrange(x, "(b f) c h w -> b c f h w", b=len(latents))
 
     def _nine_texts(self, latents: Tensor, timesteps: Tensor,
@@ -151,15 +151,6 @@ class UNet(nn.Module):
             raise ValueError("this UNet has no motion module: load one (motion_module=...), or "
                              "pass motion=False to treat frames as images")
         check_clip_length(self.config.motion, frames)
-
-
-def directly(module: nn.Module, *inputs) -> Tensor:
-    return module(*inputs)
-
-
-def recomputed(module: nn.Module, *inputs) -> Tensor:
-    """Keep only the inputs, and run the module again on the way back (Chen et al. 2016)."""
-    return checkpoint(module, *inputs, use_reentrant=False)
 
 
 def check_clip_length(motion: MotionConfig, frames: int) -> None:

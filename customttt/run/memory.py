@@ -1,5 +1,6 @@
-"""How much memory a run will take, told before it begins."""
+"""How much memory a run will take, told before it begins; and how it is given back."""
 
+import ctypes
 import os
 from pathlib import Path
 
@@ -12,6 +13,22 @@ from ..model.model import Model
 # its widest): three quarters of what was measured at full size (README.md), so that nothing that
 # fits is refused. The tiny model holds twice as much.
 SAMPLING, TRAINING, CHECKPOINTED, DECODING = 50, 700, 190, 20
+
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3     # of glibc's malloc.h
+
+
+def keep_freed_memory() -> None:
+    """Let the process keep what it frees, for its own next use.
+
+    By default glibc gives large blocks back to the kernel, which hands out zeroed pages again, one
+    fault each, at every step. Does nothing where there is no glibc.
+    """
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (AttributeError, OSError, TypeError):
+        return
+    mallopt(M_MMAP_THRESHOLD, 2 ** 30)      # smaller blocks come from the heap,
+    mallopt(M_TRIM_THRESHOLD, 2 ** 31 - 1)  # which does not shrink
 
 
 def check_memory(model: Model, settings: dict, training: bool, checkpointing: bool = False) -> None:

@@ -58,8 +58,9 @@ def _shown(value) -> str:
     return " ".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
-def open_model(args: argparse.Namespace) -> tuple[Model, str]:
-    """Load the model that the flags name. Returns it with the precision that is used."""
+def open_model(args: argparse.Namespace, motion: bool = True) -> tuple[Model, str]:
+    """Load the model that the flags name, with or without its motion modules. Returns it with the
+    precision that is used."""
     try:
         device = torch.device(args.device)
         torch.zeros(1, device=device).item()        # "meta" has shapes alone
@@ -73,9 +74,9 @@ def open_model(args: argparse.Namespace) -> tuple[Model, str]:
     if precision == "fp16" and device.type == "cpu":
         raise UserError("--precision fp16: needs a GPU; on a CPU use fp32 or bf16")
     model = load_model(args.model, args.motion_module, device, DTYPES[precision], args.vae,
-                       args.motion_version)
-    if (motion := model.unet.config.motion) is not None:
-        print(f"motion module: version {motion.version}, at most {motion.max_frames} frames")
+                       args.motion_version, motion)
+    if (config := model.unet.config.motion) is not None:
+        print(f"motion module: version {config.version}, at most {config.max_frames} frames")
     return model, precision
 
 

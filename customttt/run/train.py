@@ -17,7 +17,7 @@ from .stage import Stage
 def train(stage: Stage, args: argparse.Namespace) -> bool:
     """One stage, from its data to its LoRA file. Returns False if Ctrl-C ended it early."""
     check_folder(args.output, stage.kind, args.resume)
-    model, precision = open_model(args)
+    model, precision = open_model(args, stage.motion)
     settings = chosen_settings(args, stage.recipe, model)
     torch.manual_seed(stream_seed(args.seed, "lora"))
     job = stage.prepare(model, settings, args)

@@ -1,0 +1,60 @@
+"""Training with frozen weights: what the way back need not keep, and what is cheaply made again.
+
+All but the LoRAs is frozen, so most layers only hand a gradient on to those before them.
+"""
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from torch.utils.checkpoint import checkpoint
+
+LARGE = 2 ** 23     # bytes of features: below, keeping is cheap, and time counts for more
+
+
+class Conv2d(nn.Conv2d):
+    """nn.Conv2d; while its weight is frozen, no input of it is kept for the way back."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        trained = self.weight.requires_grad or self.bias is not None and self.bias.requires_grad
+        if trained or not (x.requires_grad and torch.is_grad_enabled()):
+            return super().forward(x)
+        return _FrozenConvolution.apply(x, self.weight, self.bias, self.stride, self.padding)
+
+
+class _FrozenConvolution(torch.autograd.Function):
+    """The gradient of a convolution's input needs its weight and the gradient of its output."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor | None, stride: tuple[int, int],
+                padding: tuple[int, int]) -> Tensor:
+        ctx.save_for_backward(weight)
+        ctx.shape, ctx.dtype, ctx.stride, ctx.padding = x.shape, x.dtype, stride, padding
+        return F.conv2d(x, weight, bias, stride, padding)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        weight, = ctx.saved_tensors
+        gradient = torch.nn.grad.conv2d_input(ctx.shape, weight.to(gradient.dtype), gradient,
+                                              ctx.stride, ctx.padding)
+        return gradient.to(ctx.dtype), None, None, None, None
+
+
+def made_again(function: Callable[..., Tensor], *inputs) -> Tensor:
+    """function(*inputs): only the inputs are kept, and the rest is made again on the way back
+    (Chen et al. 2016)."""
+    return checkpoint(function, *inputs, use_reentrant=False)
+
+
+def directly(function: Callable[..., Tensor], *inputs) -> Tensor:
+    return function(*inputs)
+
+
+def cheaply(x: Tensor, weight: Tensor) -> Callable[..., Tensor]:
+    """How a cheap function of x is run: `made_again` where what it would keep is large, and its
+    weight is frozen (in pretraining, at small widths, time counts for more)."""
+    passes_on = x.requires_grad and torch.is_grad_enabled() and not weight.requires_grad
+    return made_again if passes_on and x.nbytes >= LARGE else directly

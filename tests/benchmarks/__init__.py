@@ -1,0 +1,1 @@
+"""Seconds and memory beside what people use today: python -m tests.benchmarks."""

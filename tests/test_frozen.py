@@ -1,0 +1,94 @@
+"""What frozen layers keep for the way back: less, with the same gradients."""
+
+import pytest
+import torch
+from torch import nn
+from torch.autograd import gradcheck
+
+from customttt.files.random_model import random_model
+from customttt.lora import add_lora
+from customttt.model import blocks, frozen
+from customttt.model.blocks import FeedForward, ResNet
+from customttt.model.frozen import Conv2d
+
+
+@pytest.fixture(autouse=True)
+def seeded():
+    torch.manual_seed(0)
+
+
+@pytest.fixture
+def all_large(monkeypatch):
+    """As at full size: everything is large, and a feed-forward takes its tokens in parts."""
+    monkeypatch.setattr(frozen, "LARGE", 0)
+    monkeypatch.setattr(blocks, "LARGE", 0)
+    monkeypatch.setattr(blocks, "PART", 3)
+
+
+def kept(function, x: torch.Tensor) -> int:
+    """Bytes that function(x) keeps for the way back, its own parameters aside."""
+    seen = {}
+    with torch.autograd.graph.saved_tensors_hooks(
+            lambda t: seen.setdefault(t.untyped_storage().data_ptr(), t), lambda t: t):
+        y = function(x)
+    weights = {p.data_ptr() for p in getattr(function, "parameters", list)()}
+    assert y.requires_grad
+    return sum(t.untyped_storage().nbytes() for pointer, t in seen.items()
+               if pointer not in weights)
+
+
+@pytest.mark.parametrize("arguments", [{}, {"stride": 2, "padding": 1}, {"padding": 1}])
+@pytest.mark.parametrize("kernel", [1, 3])
+def test_a_frozen_convolution_keeps_nothing_and_has_the_same_gradient(kernel, arguments):
+    ours = Conv2d(3, 5, kernel, **arguments).double().requires_grad_(False)
+    plain = nn.Conv2d(3, 5, kernel, **arguments).double().requires_grad_(False)
+    plain.load_state_dict(ours.state_dict())
+    x = torch.randn(2, 3, 6, 5, dtype=torch.float64, requires_grad=True)
+    assert torch.equal(ours(x), plain(x)) and gradcheck(ours, x)
+    gradient = torch.randn_like(plain(x))
+    assert torch.allclose(*(torch.autograd.grad(conv(x), x, gradient)[0] for conv in (ours, plain)),
+                          rtol=1e-12, atol=1e-12)
+    assert kept(ours, x) == 0 and kept(plain, x) == x.nbytes
+
+
+def test_a_convolution_that_is_trained_is_a_plain_one():
+    conv = Conv2d(3, 5, 3)
+    conv(torch.randn(1, 3, 4, 4)).sum().backward()
+    assert conv.weight.grad.abs().max() > 0 and conv.bias.grad.abs().max() > 0
+
+
+@pytest.mark.parametrize("build, shape", [
+    (lambda: FeedForward(8), (2, 5, 8)), (lambda: ResNet(8, 16, 4, 1e-5), (2, 8, 6, 6))])
+def test_what_is_made_again_is_not_kept_and_has_the_same_gradient(build, shape, monkeypatch):
+    module = build().double().requires_grad_(False)
+    x = torch.randn(shape, dtype=torch.float64, requires_grad=True)
+    plain, most = module(x), kept(module, x)
+    gradient = torch.randn_like(plain)
+    expected, = torch.autograd.grad(plain, x, gradient)
+    monkeypatch.setattr(frozen, "LARGE", 0)
+    monkeypatch.setattr(blocks, "LARGE", 0)
+    monkeypatch.setattr(blocks, "PART", 3)
+    y, least = module(x), kept(module, x)
+    assert torch.allclose(y, plain, rtol=1e-12, atol=1e-12)
+    assert torch.allclose(torch.autograd.grad(y, x, gradient)[0], expected, rtol=1e-12, atol=1e-12)
+    assert least < 0.7 * most
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_a_training_step_has_the_same_gradients(all_large, monkeypatch, checkpointing):
+    """Of all LoRAs, in float64, and without dropout (its draws come in another order)."""
+    unet = random_model().unet.double().requires_grad_(False).train()
+    trained = [p for kind, layers in (("spatial", (2, 6)), ("temporal", (2, 5)))
+               for p in add_lora(unet, kind, layers, rank=4, dropout=0.0)]
+    for p in trained:
+        nn.init.normal_(p.data.requires_grad_(False), std=0.2)
+    unet.double()
+    unet.gradient_checkpointing = checkpointing
+    x, text = torch.randn(1, 4, 3, 8, 8).double(), torch.randn(1, 7, 32).double()
+
+    def gradients():
+        return torch.autograd.grad(unet(x, torch.tensor([500]), text).square().mean(), trained)
+    ours = gradients()
+    monkeypatch.undo()          # small again: everything is kept
+    unet.gradient_checkpointing = False
+    assert all(torch.allclose(a, b, rtol=1e-9, atol=1e-12) for a, b in zip(ours, gradients()))
