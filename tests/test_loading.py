@@ -5,11 +5,14 @@ import json
 import os
 import pickle
 import shutil
+import subprocess
+import sys
 from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
+from conftest import TINY
 from diffusers.models.embeddings import SinusoidalPositionalEmbedding
 from safetensors.torch import load_file, save_file
 
@@ -133,6 +136,13 @@ def test_saved_and_loaded_bit_for_bit(version, tmp_path):
     assert loaded.name == "m"
     assert not any(p.requires_grad or p.is_meta for p in parameters(loaded).values())
     assert loaded.tokenizer(["a Bär"]).tolist() == model.tokenizer(["a Bär"]).tolist()
+
+
+def test_loading_does_not_import_the_compiler():
+    """torch._dynamo alone takes longer than all the rest of loading the tiny model."""
+    code = (f"import sys, customttt; customttt.load_model({str(TINY)!r}); "
+            f"sys.exit('torch._dynamo' in sys.modules)")
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=TINY.parents[1])
 
 
 @pytest.mark.parametrize("stored", [torch.float16, torch.bfloat16, torch.float32])

@@ -13,6 +13,15 @@ from .blocks import Attention
 from .config import TextConfig, VisionConfig
 
 
+class Embedding(nn.Embedding):
+    """nn.Embedding; made on "meta", it draws no start. PyTorch would draw even there, by way of its
+    compiler, whose import is the longest part of loading a small model."""
+
+    def reset_parameters(self) -> None:
+        if not self.weight.is_meta:
+            super().reset_parameters()
+
+
 class CLIPLayer(nn.Module):
     """Pre-norm transformer layer; the activation is CLIP's x * sigmoid(1.702 x)."""
 
@@ -36,8 +45,8 @@ class TextEncoder(nn.Module):
     def __init__(self, config: TextConfig):
         super().__init__()
         self.config = config
-        self.token_embedding = nn.Embedding(config.vocabulary, config.width)
-        self.position_embedding = nn.Embedding(config.length, config.width)
+        self.token_embedding = Embedding(config.vocabulary, config.width)
+        self.position_embedding = Embedding(config.length, config.width)
         self.layers = nn.ModuleList(CLIPLayer(config.width, config.heads, config.inner_width)
                                     for _ in range(config.layers))
         self.final_norm = nn.LayerNorm(config.width)
@@ -62,8 +71,8 @@ class ImageEncoder(nn.Module):
         self.class_embedding = nn.Parameter(torch.randn(config.width) * config.width ** -0.5)
         self.patch_embedding = nn.Conv2d(3, config.width, config.patch, stride=config.patch,
                                          bias=False)
-        self.position_embedding = nn.Embedding((config.image_size // config.patch) ** 2 + 1,
-                                               config.width)
+        self.position_embedding = Embedding((config.image_size // config.patch) ** 2 + 1,
+                                            config.width)
         self.pre_norm = nn.LayerNorm(config.width)
         self.layers = nn.ModuleList(CLIPLayer(config.width, config.heads, config.inner_width)
                                     for _ in range(config.layers))
