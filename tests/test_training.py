@@ -405,7 +405,7 @@ def test_the_subject_is_learned(model, tmp_path, capsys):
 
 
 def test_the_motion_is_learned(model, tmp_path, capsys):
-    """Three in five of the default steps: the example clip is seen better through strong noise."""
+    """In the default steps: the example clip is seen better through strong noise."""
     settings = TEMPORAL.values(model.unet)
     pixels = read_video(TINY / "examples" / "motion.mp4", settings["frames"], 8, 64)
     z = encode(model, pixels[None], seed=0)
@@ -421,7 +421,7 @@ def test_the_motion_is_learned(model, tmp_path, capsys):
 
     before = error()
     step = partial(temporal_step, model.unet, z, text, settings)
-    loop.fit(run_of(model, tmp_path, step, **settings | {"steps": 150}), resume=False)
+    loop.fit(run_of(model, tmp_path, step, **settings), resume=False)
     model.unet.eval()
     after = error()
     with capsys.disabled():
