@@ -17,11 +17,9 @@ def seeded():
     torch.manual_seed(0)
 
 
-@pytest.fixture
-def all_large(monkeypatch):
+def make_all_large(monkeypatch) -> None:
     """As at full size: everything is large, and a feed-forward takes its tokens in parts."""
     monkeypatch.setattr(frozen, "LARGE", 0)
-    monkeypatch.setattr(blocks, "LARGE", 0)
     monkeypatch.setattr(blocks, "PART", 3)
 
 
@@ -65,9 +63,7 @@ def test_what_is_made_again_is_not_kept_and_has_the_same_gradient(build, shape, 
     plain, most = module(x), kept(module, x)
     gradient = torch.randn_like(plain)
     expected, = torch.autograd.grad(plain, x, gradient)
-    monkeypatch.setattr(frozen, "LARGE", 0)
-    monkeypatch.setattr(blocks, "LARGE", 0)
-    monkeypatch.setattr(blocks, "PART", 3)
+    make_all_large(monkeypatch)
     y, least = module(x), kept(module, x)
     assert torch.allclose(y, plain, rtol=1e-12, atol=1e-12)
     assert torch.allclose(torch.autograd.grad(y, x, gradient)[0], expected, rtol=1e-12, atol=1e-12)
@@ -75,8 +71,9 @@ def test_what_is_made_again_is_not_kept_and_has_the_same_gradient(build, shape, 
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
-def test_a_training_step_has_the_same_gradients(all_large, monkeypatch, checkpointing):
+def test_a_training_step_has_the_same_gradients(monkeypatch, checkpointing):
     """Of all LoRAs, in float64, and without dropout (its draws come in another order)."""
+    make_all_large(monkeypatch)
     unet = random_model().unet.double().requires_grad_(False).train()
     trained = [p for kind, layers in (("spatial", (2, 6)), ("temporal", (2, 5)))
                for p in add_lora(unet, kind, layers, rank=4, dropout=0.0)]

@@ -10,11 +10,11 @@ import torch.nn.functional as F
 import customttt
 from customttt.tiny.pretraining import pretrain
 from customttt.tiny.pretraining.data import draw_clips, draw_frames
-from customttt.tiny.pretraining.reading import colour_tokens, misreading
 from customttt.tiny.pretraining.muon import Muon
 from customttt.tiny.pretraining.objectives import LATENT_DEVIATION, RECIPES, misnamed, save_vae
 from customttt.tiny.pretraining.parts import load_clip, load_text_encoder, load_vae
 from customttt.tiny.pretraining.pretrain import STAGES
+from customttt.tiny.pretraining.reading import colour_tokens, misreading
 from customttt.tiny.world import clips as world
 from customttt.tiny.world.subjects import COLOURS, DRAWINGS, HELD_OUT_SUBJECTS
 

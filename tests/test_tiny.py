@@ -63,7 +63,7 @@ def test_the_image_unet_obeys_its_captions(clips):
     videos = sample(model, [clip.image_caption for clip in some], guidance=3, frames=1, seed=7)
     shares = right(videos[:, 0], some)
     assert shares["kind"] >= 0.7 and shares["scene"] >= 0.9
-    assert shares["body"] >= 0.85 and shares["colours"] >= 0.7
+    assert shares["body"] >= 0.85 and shares["colours"] >= 0.8
 
 
 def test_it_is_small():

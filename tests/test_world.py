@@ -84,7 +84,7 @@ def test_motions_are_large(word, generator):
             assert travel > (12 if word == "bouncing" else 15)
 
 
-def test_parts_and_what_is_inked_make_up_the_subject(generator):
+def test_parts_lie_in_the_subject_and_have_their_colours(generator):
     for clip in clips(generator, 20, kinds=tuple(subjects.COMPOSED)):
         shown = world.part_coverage(clip, 3)
         assert shown.min() >= 0 and shown.sum(0).max() <= 1 + 1e-5

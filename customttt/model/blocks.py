@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from .frozen import LARGE, Conv2d, cheaply
+from .frozen import Conv2d, cheaply, is_large
 
 PART = 4096     # tokens that a feed-forward takes at once where there are many: memory stays small
 
@@ -34,7 +34,8 @@ class FrameGroupNorm(nn.GroupNorm):
 
 def norm_silu(norm: FrameGroupNorm, x: Tensor, clips: int) -> Tensor:
     """((b f) c h w), b = `clips` -> the same shape: silu(norm(x))."""
-    return cheaply(x, norm.weight)(lambda x: F.silu(norm(x, clips)), x)
+    run = cheaply(x, norm.weight)
+    return run(lambda x: F.silu(norm(x, clips)), x)
 
 
 class ResNet(nn.Module):
@@ -93,7 +94,7 @@ class FeedForward(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(b n d) -> (b n d)."""
-        if x.nbytes < LARGE:
+        if not is_large(x):
             return self.out(self.geglu(x))
         parts = x.flatten(end_dim=-2).split(PART)
         run = cheaply(x, self.value_gate.weight)

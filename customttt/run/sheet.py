@@ -28,7 +28,7 @@ def sheet_drawer(model: Model, prompt: str, settings: dict, seed: int,
     text, empty = model.encode_text([prompt, ""]).split(1)
     noise = initial_noise(model, settings["frames"], settings["size"], stream_seed(seed, "sheet"))
     if not motion:
-        noise = noise[:, :, ::shown(settings["frames"])]    # the others would not be looked at
+        noise = noise[:, :, ::stride(settings["frames"])]    # the others would not be looked at
     timesteps = ddim_timesteps(settings["sampling_steps"])
 
     def draw(path: Path) -> None:
@@ -38,14 +38,14 @@ def sheet_drawer(model: Model, prompt: str, settings: dict, seed: int,
                 *_, z = ddim(model.unet, noise.to(model.device), text, empty, timesteps,
                              settings["guidance"], motion)
             clips.append(decode_frames(model, z))
-        write_video(contact_sheet([clip[::shown(len(clip))] for clip in clips]), path)
+        write_video(contact_sheet([clip[::stride(len(clip))] for clip in clips]), path)
         if motion:
             write_video(side_by_side(clips, settings["frames"]), path.with_suffix(".gif"))
     return draw
 
 
-def shown(frames: int) -> int:
-    """Every how manieth frame of a clip is on the sheet."""
+def stride(frames: int) -> int:
+    """From one frame of a clip to the next that is on the sheet."""
     return max(1, frames // COLUMNS)
 
 

@@ -25,7 +25,7 @@ def scale_large(frames: int) -> None:
         from customttt.model import blocks, frozen
     except ImportError:     # an older checkout keeps everything
         return
-    frozen.LARGE = blocks.LARGE = frozen.LARGE * frames // 16
+    frozen.LARGE = frozen.LARGE * frames // 16
     blocks.PART = blocks.PART * frames // 16
 
 

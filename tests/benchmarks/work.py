@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-RANGE = {"clip": 16, "side": 32}
+FULL = {"clip": 16, "side": 32}
 SMALL = {"clip": 2, "side": 8}
 
 
@@ -28,7 +28,7 @@ class Job(argparse.Namespace):
 
     @property
     def shape(self) -> tuple[int, ...]:
-        sizes = SMALL if self.small else RANGE
+        sizes = SMALL if self.small else FULL
         return 1, 4, sizes["clip"], sizes["side"], sizes["side"]
 
     def clip(self) -> torch.Tensor:
@@ -93,7 +93,7 @@ def main() -> None:
     torch.manual_seed(0)
     once, seconds, operations = function_of(job), [], None
     forget_peak(job.device)
-    if job.row not in ("load", "tiny"):         # a first run warms up, and is counted
+    if job.row not in ("load", "tiny"):         # a first run warms up, its operations are counted
         with FlopCounterMode(display=False) as counter:
             once()
         operations = counter.get_total_flops()

@@ -2,7 +2,7 @@
 
     python -m customttt.tiny.pretraining.evaluate clip|vae|unet|motion --model weights/tiny
 
-clip: CLIP's choice of subject, colour and scene on real frames, the other two attributes given.
+clip: CLIP's choice of kind, colours and scene on real frames, the other two attributes given.
 vae: the same choices on reconstructed frames, and the reconstructions' error.
 unet: the same choices on sampled images, each for a caption drawn at random.
 motion: the same on sampled clips, the motion measured from the frames, and how alike CLIP finds
@@ -67,7 +67,7 @@ def add_choices(tally: Tally, judge: Judge, frames: Tensor, clip: world.Clip,
     chosen, group = judge.choices(frames, subject, clip.scene), group_of(subject)
     tally.add(name + "scene", chosen["scene"] == clip.scene)
     for within in ("", f", {group}", f", {subject.kind}"):
-        tally.add(f"{name}subject{within}", chosen["kind"] == subject.kind)
+        tally.add(f"{name}kind{within}", chosen["kind"] == subject.kind)
     tally.add(f"{name}colours, {group}", chosen["colours"] == subject.colours)
     tally.add(f"{name}body colour, {group}", chosen["colours"][0] == subject.colours[0])
 

@@ -17,11 +17,6 @@ def as_pixels(frames: Tensor) -> Tensor:
     return rearrange(frames, "n h w c -> n c h w").float() / 127.5 - 1
 
 
-def picture_caption(subject: Subject, scene: str) -> str:
-    """ "an orange ball on the snow" """
-    return f"{subject.caption} {world.SCENES[scene]}"
-
-
 def of_kind(subject: Subject, kind: str) -> Subject:
     """Another kind in the same colours, as far as a caption can say it."""
     if kind in subjects.PLAIN:
@@ -70,6 +65,7 @@ class Judge:
             "scene": {each: (subject, each) for each in world.SCENES}}
         embedded, chosen = self.embed_frames(frames), {}
         for attribute, shown in options.items():
-            captions = self.embed_captions([picture_caption(*each) for each in shown.values()])
+            captions = self.embed_captions([world.image_caption(*each)
+                                           for each in shown.values()])
             chosen[attribute] = list(shown)[(embedded @ captions.T).mean(0).argmax().item()]
         return chosen

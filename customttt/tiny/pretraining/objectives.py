@@ -49,9 +49,9 @@ class Recipe:
 
 RECIPES = {"clip": Recipe(steps=800, batch=96, lr=1.5e-3),
            "vision": Recipe(steps=5000, batch=48, lr=1.5e-3),
-           "tune": Recipe(steps=400, batch=96, lr=4e-4),
+           "tune": Recipe(steps=1300, batch=96, lr=4e-4),
            "vae": Recipe(steps=2000, batch=8, lr=1.5e-3),
-           "sharpen": Recipe(steps=3000, batch=32, lr=1.5e-3),
+           "sharpen": Recipe(steps=4600, batch=16, lr=1.5e-3),
            "crops": Recipe(steps=5000, batch=96, lr=1e-3, muon_lr=2e-3, examples=20000),
            "unet": Recipe(steps=4000, batch=96, lr=1e-3, muon_lr=2e-3, examples=20000),
            "few": Recipe(steps=3700, batch=16, lr=1e-3, muon_lr=4e-3, examples=6000),

@@ -53,7 +53,7 @@ class Clip:
 
     @property
     def image_caption(self) -> str:
-        return f"{self.subject.caption} {SCENES[self.scene]}"
+        return image_caption(self.subject, self.scene)
 
     def trajectory(self) -> Tensor:
         """(f, 4): the exact x, y, radius in pixels, and angle in radians, of every frame."""
@@ -62,6 +62,11 @@ class Clip:
         columns = (self.centre[0] + x, self.centre[1] + y,
                    self.radius * torch.as_tensor(log_size).exp(), self.tilt + angle)  # fmt: skip
         return torch.stack([torch.as_tensor(c, dtype=t.dtype).expand(FRAMES) for c in columns], 1)
+
+
+def image_caption(subject: Subject, scene: str) -> str:
+    """ "an orange ball on the snow" """
+    return f"{subject.caption} {SCENES[scene]}"
 
 
 def make_clip(subject: Subject, motion: Motion, scene: str, generator: torch.Generator) -> Clip:
