@@ -1,5 +1,9 @@
 """What frozen layers keep for the way back: less, with the same gradients."""
 
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 from torch import nn
@@ -89,3 +93,12 @@ def test_a_training_step_has_the_same_gradients(monkeypatch, checkpointing):
     monkeypatch.undo()          # small again: everything is kept
     unet.gradient_checkpointing = False
     assert all(torch.allclose(a, b, rtol=1e-9, atol=1e-12) for a, b in zip(ours, gradients()))
+
+
+@pytest.mark.full_size
+def test_what_a_full_size_step_keeps_is_what_the_notes_say():
+    """943 MB when everything was kept (docs/performance.md)."""
+    root = Path(__file__).resolve().parent.parent
+    told = subprocess.run([sys.executable, "tests/benchmarks/kept.py", "temporal", "--frames", "2"],
+                          cwd=root, capture_output=True, text=True, check=True).stdout
+    assert 500 < int(told.split()[0]) < 560, told
