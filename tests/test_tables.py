@@ -17,7 +17,8 @@ from customttt.stages import STAGES
 from test_commands import finished, program
 
 pytest.importorskip("cv2")
-QUICK = ("--frames", "2", "--size", "32", "--sampling-steps", "1", "--steps", "1")
+QUICK = ("--frames", "2", "--size", "32", "--sampling-steps", "1", "--steps", "1",
+         "--prompts", "1")
 
 
 @pytest.fixture
@@ -38,7 +39,8 @@ def protocol(tmp_path, model_folder):
     file = tmp_path / "data" / "protocol.json"
     file.write_text(json.dumps({"groups": [{
         "images": "subject", "subject": "a teddy bear", "video": "motion.mp4",
-        "motion": "a red ball is circling", "prompts": ["a teddy bear is circling"]}]}))
+        "motion": "a red ball is circling", "prompts": [
+            "a teddy bear is circling", "a teddy bear is circling in the sea"]}]}))
     return file
 
 
@@ -267,6 +269,8 @@ def test_a_stopped_training_stops_the_table(tmp_path, monkeypatch, model_folder)
 
 
 def test_bad_input(protocol, tmp_path, call):
+    with pytest.raises(UserError, match="--prompts 0: must be positive"):
+        call(4, "--prompts", "0")
     protocol.write_text(json.dumps({"groups": [{"images": "subject"}]}))
     with pytest.raises(UserError, match="must have \"groups\", each with images, motion"):
         tables.read_protocol(protocol)

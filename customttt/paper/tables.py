@@ -170,6 +170,7 @@ def make(args: argparse.Namespace, name: str, units: Sequence[Unit], scorers: Se
     """Train, sample and score all units; print the table and write it. Returns what was written,
     in the first process. `module`: whose command this is; `more`: further entries, made of it."""
     bench = Bench(args, open_cache(args), tuple(scorers))
+    units = [unit for unit in units if args.prompts is None or unit.k < args.prompts]
     start_ranks(args.device)
     scored = shared([partial(bench.scores, unit) for unit in units], name)
     if scored is None:
@@ -210,12 +211,16 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--tracker", choices=list(TRACKERS), default="lucas-kanade")
     parser.add_argument("--output", type=Path, default=OUTPUT, metavar="FOLDER",
                         help="default: %(default)s")
+    parser.add_argument("--prompts", type=int, metavar="N",
+                        help="the first N of each group's alone (default: all)")
     parser.add_argument("--steps", type=int, metavar="N", help="of each training, to try it out")
     add_recipe_flags(parser, SAMPLED)
 
 
 def check(args: argparse.Namespace) -> None:
     """Raise UserError now, and not after hours of work."""
+    if args.prompts is not None and args.prompts < 1:
+        raise UserError(f"--prompts {args.prompts}: must be positive")
     if args.tracker == "lucas-kanade":
         evaluation_package("cv2")
 
