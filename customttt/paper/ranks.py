@@ -29,8 +29,8 @@ def start_ranks(device: str) -> None:
         os.environ["OMP_NUM_THREADS"] = "1"
         logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
         try:
-            torchrun.main(["--standalone", "--nproc-per-node", str(LOCAL), "-m", module,
-                           *sys.argv[1:]])
+            torchrun.main(["--standalone", "--nproc-per-node", str(LOCAL), "-m", "--", module,
+                           *sys.argv[1:]])      # "--": else it takes flags for its own, cut short
         except ChildFailedError:        # it said why
             sys.exit(2)
         except SignalException:

@@ -28,6 +28,7 @@ from ...model.vae import VAE
 from ..world import clips as world, subjects
 from ..world.chance import choice, uniform
 from .data import BFLOAT16, cut, describe, draw_clips, draw_frames, fits, make_tokenizer
+from .judge import of_kind
 from .parts import load_clip, load_vae, longest, save_clip
 
 LATENT_DEVIATION = 0.5      # of the scaled latents
@@ -97,7 +98,7 @@ def clip_stage(folder: Path, work: Path, recipe: Recipe) -> Stage:
 def contrastive_loss(clip: CLIP, tokenizer: Tokenizer, clips: list[world.Clip], pixels: Tensor,
                      generator: Generator) -> Tensor:
     """Between the pictures and a caption of each; and, for a composed subject, between its own
-    caption and those with a colour exchanged or replaced, which a batch rarely has."""
+    caption and those that differ in a colour or in the kind alone, which a batch rarely has."""
     captions, told = zip(*(describe(each, generator, motion=0.4) for each in clips))
     end, scale = tokenizer.end, clip.logit_scale.exp().clamp(max=100)
     images = clip.embed_images(pixels)
@@ -120,12 +121,14 @@ def contrastive_loss(clip: CLIP, tokenizer: Tokenizer, clips: list[world.Clip], 
 
 
 def misnamed(subject: subjects.Subject, generator: Generator) -> list[subjects.Subject]:
-    """Six colourings near it: each two of its colours exchanged, each of the three replaced."""
+    """Nine near it: each two of its colours exchanged, each of the three replaced, each other
+    composed kind in its place."""
     a, b, c = subject.colours
     rest = [colour for colour in subjects.COLOURS if colour not in subject.colours]
     x, y, z = (choice(generator, rest) for _ in range(3))
     return [subjects.Subject(subject.kind, colours) for colours in (
-        (b, a, c), (c, b, a), (a, c, b), (x, b, c), (a, y, c), (a, b, z))]
+        (b, a, c), (c, b, a), (a, c, b), (x, b, c), (a, y, c), (a, b, z))] + [
+        of_kind(subject, kind) for kind in subjects.COMPOSED if kind != subject.kind]
 
 
 def save_towers(clip: CLIP, tokenizer: Tokenizer, folder: Path) -> None:
