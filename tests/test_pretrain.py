@@ -75,7 +75,7 @@ def test_resumed_is_the_same_run(name, pretrained, tmp_path, monkeypatch):
         """Its second step fails."""
         made = stage(*arguments)
         losses = iter([made.loss])
-        return replace(made, loss=lambda generator: next(losses)(generator))
+        return replace(made, loss=lambda *batch: next(losses)(*batch))
 
     monkeypatch.setitem(STAGES, name, broken)
     with pytest.raises(StopIteration):

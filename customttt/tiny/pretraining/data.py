@@ -4,12 +4,16 @@ Axes: n images or clips, H W pixels.
 """
 
 from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
+import torch.nn.functional as F
 from einops import rearrange
 from torch import Generator, Tensor
+from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from ...errors import writing
@@ -22,7 +26,34 @@ from .judge import as_pixels
 
 # A CPU without instructions for bfloat16 is slower in it than in fp32.
 BFLOAT16 = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-QUICK = torch.bfloat16 if BFLOAT16 else torch.float32
+FACTOR = 4                  # pixels a latent pixel
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Where a stage runs: the device, and how many processes draw for it (0: its own)."""
+
+    device: torch.device = torch.device("cpu")
+    workers: int = 0
+
+    @property
+    def quick(self) -> torch.dtype:
+        """Of the UNet in training."""
+        return torch.bfloat16 if BFLOAT16 or self.device.type == "cuda" else torch.float32
+
+    def each(self, function: Callable, order: Sequence[int]) -> DataLoader:
+        """function(k) for k in order; what the workers draw is ready before it is wanted."""
+        ahead = {"multiprocessing_context": "fork", "prefetch_factor": 4} if self.workers else {}
+        return DataLoader(Drawn(function), batch_size=None, sampler=order, num_workers=self.workers,
+                          pin_memory=self.device.type == "cuda", **ahead)
+
+
+@dataclass(frozen=True)
+class Drawn(Dataset):
+    function: Callable
+
+    def __getitem__(self, k: int):
+        return self.function(k)
 
 
 def make_tokenizer(length: int = 77) -> Tokenizer:
@@ -73,11 +104,7 @@ def draw_clips(generator: Generator, n: int, scenes=tuple(world.SCENES)) -> list
 def draw_frames(generator: Generator, clips: list[Clip]) -> tuple[Tensor, list[int]]:
     """One frame of each clip, at a random time: pixels (n 3 H W) in [-1, 1], and which."""
     at = torch.randint(world.FRAMES, (len(clips),), generator=generator).tolist()
-    return render_frames(clips, at), at
-
-
-def render_frames(clips: list[Clip], at: list[int]) -> Tensor:
-    return as_pixels(torch.stack([world.render_frame(clip, k) for clip, k in zip(clips, at)]))
+    return as_pixels(torch.stack([world.render_frame(clip, k) for clip, k in zip(clips, at)])), at
 
 
 def cut(maps: Tensor, corners: Tensor, side: int) -> Tensor:
@@ -94,33 +121,41 @@ def fits(told: list[tuple], clips: list[Clip]) -> Tensor:
 
 
 @torch.no_grad()
-def cached_latents(path: Path, vae: VAE, count: int, seed: int,
-                   frames: int) -> tuple[list[Clip], list[int], Tensor]:
-    """`count` clips, a random frame of each, and latents (n 4 f h w) in fp16: of all or that frame.
+def cached_latents(path: Path, vae: VAE, count: int, seed: int, frames: int,
+                   machine: Machine) -> tuple[list[Clip], list[int], Tensor, Tensor]:
+    """`count` clips, a random frame of each, latents (n 4 f h w) in fp16, of all or that frame, and
+    how much of each latent pixel shows which part in that frame, (n 3 h w) in fp16.
 
-    Encoded once, each process its share: kept in `path`, to be deleted when the VAE changes.
+    Made once, each process its share: kept in `path`, to be deleted when the VAE changes.
     """
     generator = Generator().manual_seed(seed)
     clips = draw_clips(generator, count)
     at = torch.randint(world.FRAMES, (count,), generator=generator).tolist()
     if path.is_file():
-        return clips, at, torch.load(path, weights_only=True)
+        return clips, at, *torch.load(path, weights_only=True)
     rank, processes = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
     own, chunk = {}, 32 // frames
-    for start in tqdm(range(0, count, chunk)[rank::processes], desc=f"encoding {path.stem}",
-                      mininterval=5, disable=rank > 0):
-        some = clips[start:start + chunk]
-        pixels = render_frames(some, at[start:start + chunk]) if frames == 1 else as_pixels(
-            torch.cat([world.render(clip) for clip in some]))
+    vae = vae.to(machine.device)
+
+    def rendered(start: int) -> tuple[int, Tensor, Tensor]:
+        some = list(zip(clips, at))[start:start + chunk]
+        pixels = torch.cat([world.render(clip, [k] if frames == 1 else slice(None))
+                            for clip, k in some])
+        parts = torch.stack([world.part_coverage(clip, k) for clip, k in some])
+        return start, pixels, F.avg_pool2d(parts, FACTOR).half()
+
+    for start, pixels, parts in tqdm(machine.each(rendered, range(0, count, chunk)[rank::processes]),
+                                     desc=f"encoding {path.stem}", mininterval=5, disable=rank > 0):
         with torch.autocast("cpu", torch.bfloat16, enabled=BFLOAT16):
-            own[start] = rearrange(vae.encode(pixels), "(n f) c h w -> n c f h w", f=frames).half()
+            z = vae.encode(as_pixels(pixels.to(machine.device)))
+        own[start] = rearrange(z, "(n f) c h w -> n c f h w", f=frames).half().cpu(), parts
     shares = [own]
     if processes > 1:
         shares = [None] * processes
         dist.all_gather_object(shares, own)
-    parts = {start: latents for share in shares for start, latents in share.items()}
-    latents = torch.cat([parts[start] for start in sorted(parts)])
+    made = {start: both for share in shares for start, both in share.items()}
+    latents, parts = (torch.cat(each) for each in zip(*(made[start] for start in sorted(made))))
     if rank == 0:
         with writing(path) as temporary:
-            torch.save(latents, temporary)
-    return clips, at, latents
+            torch.save((latents, parts), temporary)
+    return clips, at, latents, parts

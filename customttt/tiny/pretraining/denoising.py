@@ -3,19 +3,17 @@
 Axes: n images or clips, f frames, c channels, h w latent rows and columns.
 """
 
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
 from torch import Generator, Tensor
 
 from ...diffusion import add_noise, alpha_bar
-from ...losses import noise_loss
 from ...model.blocks import Attention
 from ...model.config import UNetConfig
 from ...model.unet import UNet
 from ..world import clips as world
-from .data import describe
+from .data import Machine, describe
 from .parts import load_text_encoder
 
 UNET = UNetConfig(channels=(32, 64, 96, 96), latent_channels=4, text_width=96, heads=2, groups=8,
@@ -33,11 +31,11 @@ def attend_in_fp32(unet: UNet) -> None:
 
 
 class Captions:
-    """Captions of clips as the frozen text encoder's embeddings, each computed once."""
+    """Captions of clips, and the frozen text encoder's embeddings of them."""
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Path, machine: Machine):
         self.text_encoder, self.tokenizer = load_text_encoder(folder)
-        self.known = {}
+        self.text_encoder.to(machine.device)
 
     def draw(self, clips: list[world.Clip], generator: Generator, motion: float) -> list[str]:
         """One in ten is empty, for classifier-free guidance; `motion`: how often a verb is said."""
@@ -45,24 +43,25 @@ class Captions:
         return [text * (torch.rand((), generator=generator).item() > 0.1) for text in texts]
 
     @torch.no_grad()
-    def embed(self, captions: list[str]) -> Tensor:
-        """(n 77 d)"""
-        for text in set(captions) - self.known.keys():
-            self.known[text] = self.text_encoder(self.tokenizer([text]))[0]
-        return torch.stack([self.known[text] for text in captions])
+    def embed(self, ids: Tensor) -> Tensor:
+        """(n 77) -> (n 77 d)"""
+        return self.text_encoder(ids)
 
 
-def denoising_loss(predict: Callable, z: Tensor, text: Tensor, t: Tensor, generator: Generator,
-                   power: float = 0.5) -> Tensor:
-    """noise_loss, weighted so that all timesteps count about the same: unweighted, those with
-    little noise, where only texture is left to decide, make up most of it (Choi et al. 2022).
+def noised(z: Tensor, t: Tensor, generator: Generator,
+           power: float = 0.5) -> tuple[Tensor, Tensor, Tensor]:
+    """x_t, eps (n 4 f h w) and each one's weight (n,), with which all timesteps count about the
+    same: unweighted, those with little noise, where only texture is left to decide, make up most of
+    the loss (Choi et al. 2022).
 
     The weight is 1 / SNR^power, signal-to-noise ratio; at power 1, the error is that of z. It is
-    limited to 256^power. z (n 4 f h w), t (n,); `predict` maps x_t, t, text to eps_hat.
+    limited to 256^power. z (n 4 f h w), t (n,).
     """
     eps = torch.randn(z.shape, generator=generator)
-    eps_hat = predict(add_noise(z, eps, t), t, text)
     a = alpha_bar(t)
-    weight = ((1 - a) / a).clamp(max=256) ** power
-    errors = torch.stack([noise_loss(*pair) for pair in zip(eps_hat, eps)])
-    return (weight * errors).mean()
+    return add_noise(z, eps, t), eps, ((1 - a) / a).clamp(max=256) ** power
+
+
+def weighted_loss(eps_hat: Tensor, eps: Tensor, weight: Tensor) -> Tensor:
+    """The mean over the examples of their weighted mean squared errors."""
+    return (weight * (eps_hat - eps).square().flatten(1).mean(1)).mean()

@@ -18,32 +18,32 @@ from ...files.save import save_part
 from ...model.unet import UNet
 from ..world import clips as world, motions
 from ..world.subjects import COMPOSED
-from .data import QUICK, cached_latents, cut
-from .denoising import UNET, Captions, attend_in_fp32, denoising_loss
+from .data import FACTOR, Machine, cached_latents, cut
+from .denoising import UNET, Captions, attend_in_fp32, noised, weighted_loss
 from .objectives import Recipe, Stage
 from .parts import load_image_unet, load_vae
 from .reading import colour_tokens, misreading, reading_heads
 
-FACTOR = 4                  # pixels a latent pixel
 CROP = 8                    # latent pixels, about a subject's diameter
 
 
-def crops_stage(folder: Path, work: Path, recipe: Recipe) -> Stage:
+def crops_stage(folder: Path, work: Path, recipe: Recipe, machine: Machine) -> Stage:
     """The image UNet on crops around the subject, a quarter of a frame each and as much cheaper:
     shapes are what takes longest to learn, and most of a frame is scene."""
     unet = UNet(UNET)
     nn.init.zeros_(unet.conv_out.weight)
-    return image_stage(unet, folder, work, recipe, cropped=True)
+    return image_stage(unet, folder, work, recipe, machine, cropped=True)
 
 
-def unet_stage(folder: Path, work: Path, recipe: Recipe) -> Stage:
+def unet_stage(folder: Path, work: Path, recipe: Recipe, machine: Machine) -> Stage:
     """The same UNet on whole frames."""
     unet = load_image_unet(folder)
     unet.requires_grad_(True)
-    return image_stage(unet, folder, work, recipe, cropped=False)
+    return image_stage(unet, folder, work, recipe, machine, cropped=False)
 
 
-def image_stage(unet: UNet, folder: Path, work: Path, recipe: Recipe, cropped: bool) -> Stage:
+def image_stage(unet: UNet, folder: Path, work: Path, recipe: Recipe, machine: Machine,
+                cropped: bool) -> Stage:
     """Text to image, on single frames of clips, so that a subject may be anywhere in the frame.
 
     Two lessons beside the noise, each small in the loss:
@@ -55,26 +55,20 @@ def image_stage(unet: UNet, folder: Path, work: Path, recipe: Recipe, cropped: b
     Some heads of the attention to the text are asked for the colour word of what a pixel shows
     (`reading.py`).
     """
-    clips, at, latents = cached_latents(work / "frames.pt", load_vae(folder), recipe.examples,
-                                        seed=11, frames=1)
+    clips, at, latents, parts = cached_latents(work / "frames.pt", load_vae(folder),
+                                               recipe.examples, seed=11, frames=1, machine=machine)
     corners = torch.stack([crop_corner(clip, k) for clip, k in zip(clips, at)])
-    parts = torch.stack([F.avg_pool2d(world.part_coverage(clip, k), FACTOR).half()
-                         for clip, k in zip(clips, at)])                    # (n 3 h w)
     # A plain kind is learned long before all parts of a composed one have their colours.
     harder = torch.tensor([1.0 + (clip.subject.kind in COMPOSED) for clip in clips])
-    texts = Captions(folder)
+    texts = Captions(folder, machine)
     seen, read, heads = {}, reading_heads(unet), nn.ModuleDict()
-    attend_in_fp32(unet)
+    if machine.device.type == "cpu":
+        attend_in_fp32(unet)
     for i in (1, 2, 4, 6, 7):
         unet.layers[i].register_forward_hook(lambda m, inputs, out, i=str(i): seen.update({i: out}))
         heads[str(i)] = nn.Linear(UNET.channels[min(i, 8 - i, 3)], len(motions.MOTIONS))
 
-    def predict(x_t: Tensor, t: Tensor, text: Tensor) -> Tensor:
-        weights = {name: p.to(QUICK) for name, p in unet.named_parameters()}
-        return functional_call(unet, weights, (x_t.to(QUICK), t, text.to(QUICK)),
-                               {"motion": False}).float()
-
-    def loss(generator: Generator) -> Tensor:
+    def draw(generator: Generator) -> tuple[Tensor, ...]:
         n = recipe.batch
         some = torch.multinomial(harder, n, replacement=True, generator=generator)
         captions = texts.draw([clips[k] for k in some], generator, motion=0.7)
@@ -84,22 +78,29 @@ def image_stage(unet: UNet, folder: Path, work: Path, recipe: Recipe, cropped: b
             z, shown = (cut(maps, corners[some] + jitter, CROP) for maps in (z[:, :, 0], shown))
             z = z[:, :, None]
         t = torch.randint(STEPS, (n,), generator=generator)
-        noise = denoising_loss(predict, z, texts.embed(captions), t, generator)
         word = torch.tensor([motions.MOTIONS.index(clips[k].motion.word)
                              if clips[k].motion.word in caption else -1
                              for k, caption in zip(some, captions)])
-        of_verbs = [F.cross_entropy(head(seen[i][0].float().mean((2, 3))), word, ignore_index=-1,
-                                    reduction="sum") / n for i, head in heads.items()]
         said = torch.tensor([colour_tokens(clips[k], caption)
                              for k, caption in zip(some, captions)])
+        return *noised(z, t, generator), t, texts.tokenizer(captions), word, shown, said
+
+    def loss(x_t: Tensor, eps: Tensor, weight: Tensor, t: Tensor, ids: Tensor, word: Tensor,
+             shown: Tensor, said: Tensor) -> Tensor:
+        quick = {name: p.to(machine.quick) for name, p in unet.named_parameters()}
+        inputs = x_t.to(machine.quick), t, texts.embed(ids).to(machine.quick)
+        eps_hat = functional_call(unet, quick, inputs, {"motion": False}).float()
+        of_verbs = [F.cross_entropy(head(seen[i][0].float().mean((2, 3))), word, ignore_index=-1,
+                                    reduction="sum") / len(t) for i, head in heads.items()]
         misread = [misreading(log_p, shown, said) for log_p in read.values()]
-        return noise + 0.03 * torch.stack(of_verbs).mean() + 0.05 * torch.stack(misread).mean()
+        return weighted_loss(eps_hat, eps, weight) + 0.03 * torch.stack(of_verbs).mean() \
+            + 0.05 * torch.stack(misread).mean()
 
     def save(folder: Path) -> None:
         save_part(unet, keys.diffusers_unet, unet_json(UNET), folder / "unet" / WEIGHTS,
                   torch.float16)
 
-    return Stage(nn.ModuleDict({"unet": unet, "heads": heads}), loss, save)
+    return Stage(nn.ModuleDict({"unet": unet, "heads": heads}), draw, loss, save, alike=True)
 
 
 def crop_corner(clip: world.Clip, frame: int) -> Tensor:

@@ -1,7 +1,8 @@
 """What pretraining the tiny CLIP and VAE trains, on what, and towards what; `images.py` goes on.
 
 A stage function takes the model folder that holds the parts trained before, the folder of working
-files, and the recipe; a step's loss takes the generator that everything random is drawn from.
+files, the recipe and the machine. A step first draws all that is random, on the CPU, then computes
+its loss, on the device.
 
 Axes: n images, c channels, H W pixels.
 """
@@ -27,7 +28,8 @@ from ...model.tokenizer import Tokenizer
 from ...model.vae import VAE
 from ..world import clips as world, subjects
 from ..world.chance import choice, uniform
-from .data import BFLOAT16, cut, describe, draw_clips, draw_frames, fits, make_tokenizer
+from .data import (BFLOAT16, Machine, cut, describe, draw_clips, draw_frames, fits,
+                   make_tokenizer)
 from .judge import of_kind
 from .parts import load_clip, load_vae, longest, save_clip
 
@@ -62,12 +64,14 @@ RECIPES = {"clip": Recipe(steps=800, batch=96, lr=1.5e-3),
 
 @dataclass(frozen=True)
 class Stage:
-    module: nn.Module                       # what requires a gradient in it is trained
-    loss: Callable[[Generator], Tensor]     # of one step, on what the generator draws
-    save: Callable[[Path], None]            # writes the module's part of the model folder
+    module: nn.Module                                   # what requires a gradient in it is trained
+    draw: Callable[[Generator], tuple[Tensor, ...]]     # one step's batch
+    loss: Callable[..., Tensor]                         # of a batch
+    save: Callable[[Path], None]                        # writes its part of the model folder
+    alike: bool     # all batches have one shape, so that a GPU can replay a step
 
 
-def clip_stage(folder: Path, work: Path, recipe: Recipe) -> Stage:
+def clip_stage(folder: Path, work: Path, recipe: Recipe, machine: Machine) -> Stage:
     """Contrastive (Radford et al. 2021); a caption that also fits another image is no negative."""
     tokenizer = make_tokenizer()
     text = TextConfig(vocabulary=len(tokenizer.vocabulary), width=96, layers=3, heads=4,
@@ -79,45 +83,55 @@ def clip_stage(folder: Path, work: Path, recipe: Recipe) -> Stage:
     nn.init.normal_(clip.text_model.position_embedding.weight, std=0.01)
     nn.init.normal_(clip.vision_model.position_embedding.weight, std=0.02)
 
-    def loss(generator: Generator) -> Tensor:
+    def draw(generator: Generator) -> tuple[Tensor, ...]:
         # In three batches of four all pictures share a scene: else scene and colour tell most pairs
         # apart, and shapes are learned last (43% right after 400 steps, the others 100%).
         shared = uniform(generator, 0, 1) < 0.75
         scenes = (choice(generator, world.SCENES),) if shared else tuple(world.SCENES)
         clips = draw_clips(generator, recipe.batch, scenes)
-        pixels, _ = draw_frames(generator, clips)
-        return contrastive_loss(clip, tokenizer, clips, pixels, generator)
+        return draw_frames(generator, clips)[0], *draw_captions(tokenizer, clips, generator)
+
+    def loss(pixels: Tensor, *captions: Tensor) -> Tensor:
+        return contrastive_loss(clip, tokenizer.end, pixels, *captions)
 
     def save(folder: Path) -> None:
         save_tokenizer(tokenizer, folder / "tokenizer")
         save_towers(clip, tokenizer, folder)
 
-    return Stage(clip, loss, save)
+    return Stage(clip, draw, loss, save, alike=False)
 
 
-def contrastive_loss(clip: CLIP, tokenizer: Tokenizer, clips: list[world.Clip], pixels: Tensor,
-                     generator: Generator) -> Tensor:
-    """Between the pictures and a caption of each; and, for a composed subject, between its own
-    caption and those that differ in a colour or in the kind alone, which a batch rarely has."""
+def draw_captions(tokenizer: Tokenizer, clips: list[world.Clip],
+                  generator: Generator) -> tuple[Tensor, ...]:
+    """What `contrastive_loss` wants beside the pictures: token ids of a caption each (n m); which
+    captions fit which pictures (n n); which pictures are of composed subjects (k,); and ids of ten
+    captions for each of those, (k 10 m'): its own, then those that differ in a colour or in the
+    kind alone, which a batch rarely has."""
     captions, told = zip(*(describe(each, generator, motion=0.4) for each in clips))
-    end, scale = tokenizer.end, clip.logit_scale.exp().clamp(max=100)
-    images = clip.embed_images(pixels)
-    texts = clip.embed_text(longest(tokenizer(list(captions)), end), end)
-    logits = scale * images @ texts.T
-    others = ~torch.eye(len(clips), dtype=torch.bool)
-    logits = logits.masked_fill(fits(told, clips) & others, -math.inf)
-    own = torch.arange(len(clips))
-    loss = (F.cross_entropy(logits, own) + F.cross_entropy(logits.T, own)) / 2
+    composed = [i for i, each in enumerate(clips) if each.subject.kind in subjects.COMPOSED]
+    near = [replace(clips[i], subject=subject).image_caption for i in composed
+            for subject in [clips[i].subject, *misnamed(clips[i].subject, generator)]]
+    ids = longest(tokenizer(list(captions)), tokenizer.end)
+    near_ids = longest(tokenizer(near), tokenizer.end) if near else ids[:0]
+    return (ids, fits(told, clips), torch.tensor(composed, dtype=torch.long),
+            near_ids.view(len(composed), 10, near_ids.shape[1]))
 
-    composed = [k for k, each in enumerate(clips) if each.subject.kind in subjects.COMPOSED]
-    if not composed:
+
+def contrastive_loss(clip: CLIP, end: int, pixels: Tensor, ids: Tensor, fit: Tensor,
+                     composed: Tensor, near: Tensor) -> Tensor:
+    """Between the pictures and a caption of each; and, for a composed subject, between its own
+    caption and those near it (`draw_captions`)."""
+    scale = clip.logit_scale.exp().clamp(max=100)
+    images = clip.embed_images(pixels)
+    logits = scale * images @ clip.embed_text(ids, end).T
+    own = torch.arange(len(ids), device=ids.device)
+    logits = logits.masked_fill(fit & (own != own[:, None]), -math.inf)
+    loss = (F.cross_entropy(logits, own) + F.cross_entropy(logits.T, own)) / 2
+    if not len(composed):
         return loss
-    near = [replace(clips[k], subject=subject).image_caption for k in composed
-            for subject in [clips[k].subject, *misnamed(clips[k].subject, generator)]]
-    texts = clip.embed_text(longest(tokenizer(near), end), end)
-    logits = scale * torch.einsum("n d, n m d -> n m", images[composed],
-                                  texts.unflatten(0, (len(composed), -1)))
-    return loss + F.cross_entropy(logits, torch.zeros(len(composed), dtype=torch.long))
+    texts = clip.embed_text(near.flatten(0, 1), end).unflatten(0, near.shape[:2])
+    logits = scale * torch.einsum("n d, n m d -> n m", images[composed], texts)
+    return loss + F.cross_entropy(logits, torch.zeros_like(composed))
 
 
 def misnamed(subject: subjects.Subject, generator: Generator) -> list[subjects.Subject]:
@@ -138,12 +152,12 @@ def save_towers(clip: CLIP, tokenizer: Tokenizer, folder: Path) -> None:
               folder / "text_encoder" / "model.safetensors", torch.float16)
 
 
-def vision_stage(folder: Path, work: Path, recipe: Recipe) -> Stage:
+def vision_stage(folder: Path, work: Path, recipe: Recipe, machine: Machine) -> Stage:
     """The image tower on, the text tower locked (Zhai et al. 2022)."""
     return towers_stage(folder, recipe, locked=True)
 
 
-def tune_stage(folder: Path, work: Path, recipe: Recipe) -> Stage:
+def tune_stage(folder: Path, work: Path, recipe: Recipe, machine: Machine) -> Stage:
     """Both towers again, on scenes drawn evenly, which `clip` hardly had."""
     return towers_stage(folder, recipe, locked=False)
 
@@ -171,59 +185,72 @@ def towers_stage(folder: Path, recipe: Recipe, locked: bool) -> Stage:
     vision.layers[-1].register_forward_hook(lambda m, i, x: seen.update(last=x))
     middles = torch.arange(vision.config.patch / 2, world.SIZE, vision.config.patch)
 
-    def loss(generator: Generator) -> Tensor:
+    def draw(generator: Generator) -> tuple[Tensor, ...]:
         clips = draw_clips(generator, recipe.batch)
         pixels, at = draw_frames(generator, clips)
-        contrastive = contrastive_loss(clip, tokenizer, clips, pixels, generator)
-
         places = torch.stack([c.trajectory()[k] for c, k in zip(clips, at)])
         x, y, radius, _ = places.T[..., None, None]
         dx, dy = torch.broadcast_tensors((middles - x) / radius, (middles[:, None] - y) / radius)
         offsets = torch.stack([dx, dy], -1).flatten(1, 2)                   # (n patches 2)
+        kind = torch.tensor([kinds.index(c.subject.kind) for c in clips])
+        asked = torch.tensor([[*map(colours.index, c.subject.colours), -1, -1][:3] for c in clips])
+        return offsets, kind, asked, pixels, *draw_captions(tokenizer, clips, generator)
+
+    def loss(offsets: Tensor, kind: Tensor, asked: Tensor, pixels: Tensor,
+             *captions: Tensor) -> Tensor:
+        contrastive = contrastive_loss(clip, tokenizer.end, pixels, *captions)
         where = F.smooth_l1_loss(heads["where"](seen["middle"][:, 1:]), offsets)
         on_it = offsets.norm(dim=-1) < 1                                    # (n patches)
-        kind = torch.tensor([kinds.index(c.subject.kind) for c in clips])
         which = heads["which"](seen["last"])                                # (n 1+patches kinds)
-        of_patches = F.cross_entropy(which[:, 1:][on_it], kind[:, None].expand_as(on_it)[on_it])
-        asked = torch.tensor([[*map(colours.index, c.subject.colours), -1, -1][:3] for c in clips])
+        of_patches = F.cross_entropy(which[:, 1:].mT, kind[:, None].where(on_it, -1),
+                                     ignore_index=-1)
         painted = heads["colours"](seen["last"][:, 0]).unflatten(1, (3, -1)).transpose(1, 2)
         return contrastive + where + of_patches + F.cross_entropy(which[:, 0], kind) \
             + F.cross_entropy(painted, asked, ignore_index=-1)
 
-    return Stage(nn.ModuleDict({"clip": clip, "heads": heads}), loss,
-                 lambda folder: save_towers(clip, tokenizer, folder))
+    return Stage(nn.ModuleDict({"clip": clip, "heads": heads}), draw, loss,
+                 lambda folder: save_towers(clip, tokenizer, folder), alike=False)
 
 
-def vae_stage(folder: Path, work: Path, recipe: Recipe) -> Stage:
+def vae_stage(folder: Path, work: Path, recipe: Recipe, machine: Machine) -> Stage:
     """No adversary and no perceptual net: a rendered world can spare them."""
     vae = VAE(VAEConfig(channels=(24, 48, 96), resnets=1, latent_channels=4, groups=8, scale=1.0))
-    return Stage(vae, lambda generator: reconstruction_loss(vae, generator, recipe.batch),
-                 lambda folder: save_vae(vae, folder))
+    return reconstruction_stage(vae, recipe, crop=world.SIZE)
 
 
-def sharpen_stage(folder: Path, work: Path, recipe: Recipe) -> Stage:
+def sharpen_stage(folder: Path, work: Path, recipe: Recipe, machine: Machine) -> Stage:
     """Longer, on crops around the subject: a quarter of a frame each, with all that is hard."""
     vae = load_vae(folder)
     vae.requires_grad_(True)
-    return Stage(vae, lambda generator: reconstruction_loss(vae, generator, recipe.batch, crop=32),
-                 lambda folder: save_vae(vae, folder))
+    return reconstruction_stage(vae, recipe, crop=32)
 
 
-def reconstruction_loss(vae: VAE, generator: Generator, batch: int,
-                        crop: int = world.SIZE) -> Tensor:
+def reconstruction_stage(vae: VAE, recipe: Recipe, crop: int) -> Stage:
     """L1 + MSE, and a little KL, of fresh frames; the subject is small and is what counts, so its
     pixels weigh four times as much as the scene's. `crop`: the side of a window around it."""
-    clips = draw_clips(generator, batch)
-    pixels, at = draw_frames(generator, clips)
-    mask = torch.stack([world.subject_mask(clip, [k]) for clip, k in zip(clips, at)])
-    if crop < world.SIZE:
-        corners = torch.stack([clip.trajectory()[k, :2] for clip, k in zip(clips, at)]) - crop / 2
-        corners = (corners + torch.randint(-4, 5, corners.shape, generator=generator)).long()
-        pixels, mask = (cut(maps, corners, crop) for maps in (pixels, mask))
+    def draw(generator: Generator) -> tuple[Tensor, ...]:
+        clips = draw_clips(generator, recipe.batch)
+        pixels, at = draw_frames(generator, clips)
+        mask = torch.stack([world.subject_mask(clip, [k]) for clip, k in zip(clips, at)])
+        if crop < world.SIZE:
+            corners = torch.stack([clip.trajectory()[k, :2] for clip, k in zip(clips, at)])
+            corners = corners - crop / 2 + torch.randint(-4, 5, corners.shape, generator=generator)
+            pixels, mask = (cut(maps, corners.long(), crop) for maps in (pixels, mask))
+        side = crop // vae.factor
+        noise = torch.randn((len(clips), vae.config.latent_channels, side, side),
+                            generator=generator)
+        return pixels, mask, noise
 
+    def loss(pixels: Tensor, mask: Tensor, noise: Tensor) -> Tensor:
+        return reconstruction_loss(vae, pixels, mask, noise)
+
+    return Stage(vae, draw, loss, lambda folder: save_vae(vae, folder), alike=True)
+
+
+def reconstruction_loss(vae: VAE, pixels: Tensor, mask: Tensor, noise: Tensor) -> Tensor:
     with torch.autocast("cpu", torch.bfloat16, enabled=BFLOAT16):
         mean, deviation = (each.float() for each in vae.posterior(pixels))
-        z = mean + deviation * torch.randn(mean.shape, generator=generator)
+        z = mean + deviation * noise
         error = vae.decoder(vae.post_quant_conv(z)).float() - pixels
     weight = (1 + 3 * mask) / (1 + 3 * mask).mean()
     kl = (mean.square() + deviation.square() - 1) / 2 - deviation.log()
@@ -236,7 +263,7 @@ def save_vae(vae: VAE, folder: Path) -> None:
     the 1x1 convolutions on both sides of them take that up exactly."""
     clips = draw_clips(Generator().manual_seed(0), 256)
     pixels, _ = draw_frames(Generator().manual_seed(0), clips)
-    mean, _ = vae.posterior(pixels)
+    mean, _ = vae.posterior(pixels.to(vae.quant_conv.weight.device))
     middle, deviation = mean.mean((0, 2, 3)), mean.std((0, 2, 3))
     vae = deepcopy(vae)
     into, out = vae.quant_conv, vae.post_quant_conv

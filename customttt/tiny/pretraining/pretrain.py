@@ -11,6 +11,10 @@ the stage and the step, so a resumed run is the same run. `objectives.py`, `imag
 On two cores two processes of one thread are faster than one of two; they share each batch:
 
     OMP_NUM_THREADS=1 torchrun --standalone --nproc-per-node 2 -m customttt.tiny.pretraining unet
+
+On a GPU a step is so quick that other processes must draw its batch, and larger ones cost little:
+
+    python -m customttt.tiny.pretraining unet --device cuda --workers 14 --batch 256
 """
 
 import argparse
@@ -19,6 +23,7 @@ import math
 import os
 import time
 import zlib
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -28,7 +33,9 @@ from torch import Generator, Tensor, nn
 from tqdm import tqdm
 
 from ...errors import writing
+from ...model import frozen
 from . import images, objectives, videos
+from .data import Machine
 from .muon import Muon
 from .objectives import RECIPES, Recipe, Stage
 
@@ -42,45 +49,56 @@ SAVE_EVERY = 60     # seconds between checkpoints
 
 
 def train(name: str, folder: Path, work: Path, recipe: Recipe, seed: int, rank: int,
-          processes: int) -> None:
+          processes: int, machine: Machine = Machine()) -> None:
     recipe = replace(recipe, batch=recipe.batch // processes)
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        stage = STAGES[name](folder, work, recipe)
-    stage.module.train()
+        stage = STAGES[name](folder, work, recipe, machine)
+    stage.module.train().to(machine.device)
     weights = [p for p in stage.module.parameters() if p.requires_grad]
     averages = [p.detach().clone() for p in weights]
     optimizers = make_optimizers(weights, recipe)
     checkpoint, log = work / f"{name}.pt", work / f"{name}.log.jsonl"
     done, seconds = resume(checkpoint, weights, averages, optimizers)
 
+    def draw(step: int) -> tuple[Tensor, ...]:
+        seed_of_step = zlib.crc32(f"{name} {seed} {step} {rank}".encode())
+        return stage.draw(Generator().manual_seed(seed_of_step))
+
+    def gradients(*batch: Tensor) -> Tensor:
+        for p in weights:
+            p.grad = None
+        loss = stage.loss(*batch)
+        loss.backward()
+        return loss.detach()
+
+    if stage.alike and machine.device.type == "cuda":
+        gradients = Replayed(gradients)
     started = saved = time.monotonic()
-    bar = tqdm(range(done, recipe.steps), desc=name, initial=done, total=recipe.steps,
+    steps = range(done, recipe.steps)
+    bar = tqdm(zip(steps, machine.each(draw, steps)), desc=name, initial=done, total=recipe.steps,
                mininterval=5, disable=rank > 0)
     running = None
-    for step in bar:
+    for step, batch in bar:
         for optimizer in optimizers:
             optimizer.param_groups[0]["lr"] = optimizer.defaults["lr"] * schedule(step, recipe)
-        draw = zlib.crc32(f"{name} {seed} {step} {rank}".encode())
-        loss = stage.loss(Generator().manual_seed(draw))
-        loss.backward()
+        loss = gradients(*(each.to(machine.device, non_blocking=True) for each in batch))
         if processes > 1:
             average_gradients(weights)
         nn.utils.clip_grad_norm_(weights, 1.0)
         for optimizer in optimizers:
             optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
         decay = min(recipe.average, (1 + step) / (10 + step))
         torch._foreach_lerp_(averages, [p.detach() for p in weights], 1 - decay)
 
         if rank > 0:
             continue
-        running = loss.item() if running is None else 0.98 * running + 0.02 * loss.item()
+        running = loss.clone() if running is None else running.lerp(loss, 0.02)
         now = time.monotonic()
         if (step + 1) % 20 == 0:
-            bar.set_postfix(loss=f"{running:.4f}", refresh=False)
+            bar.set_postfix(loss=f"{running.item():.4f}", refresh=False)
             with open(log, "a", encoding="utf-8") as file:
-                file.write(json.dumps({"step": step + 1, "loss": round(running, 5),
+                file.write(json.dumps({"step": step + 1, "loss": round(running.item(), 5),
                                        "seconds": round(seconds + now - started, 1)}) + "\n")
         if now - saved > SAVE_EVERY or step + 1 == recipe.steps:
             state = {"step": step + 1, "seconds": seconds + now - started, "weights": weights,
@@ -89,6 +107,31 @@ def train(name: str, folder: Path, work: Path, recipe: Recipe, seed: int, rank: 
                 torch.save(state, temporary)
             save_averages(stage, weights, averages, folder)
             saved = now
+
+
+class Replayed:
+    """A function of tensors of one shape each, recorded as a CUDA graph when first called: started
+    one by one, the miniature's kernels would take longer to start than to run."""
+
+    def __init__(self, function: Callable[..., Tensor]):
+        self.function, self.graph = function, None
+
+    def __call__(self, *inputs: Tensor) -> Tensor:
+        if self.graph is None:
+            self.inputs = [each.clone() for each in inputs]
+            aside = torch.cuda.Stream()
+            aside.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(aside):          # libraries choose their kernels in first runs
+                for _ in range(3):
+                    self.function(*self.inputs)
+            torch.cuda.current_stream().wait_stream(aside)
+            self.graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(self.graph, capture_error_mode="thread_local"):
+                self.output = self.function(*self.inputs)
+        for own, each in zip(self.inputs, inputs, strict=True):
+            own.copy_(each, non_blocking=True)
+        self.graph.replay()
+        return self.output
 
 
 def make_optimizers(weights: list[Tensor], recipe: Recipe) -> list[torch.optim.Optimizer]:
@@ -107,7 +150,7 @@ def average_gradients(weights: list[Tensor]) -> None:
     dist.all_reduce(flat, dist.ReduceOp.SUM)
     flat /= dist.get_world_size()
     for p, grad in zip(weights, flat.split([p.numel() for p in weights])):
-        p.grad = grad.view_as(p)
+        p.grad.copy_(grad.view_as(p))
 
 
 def schedule(step: int, recipe: Recipe) -> float:
@@ -123,7 +166,7 @@ def resume(checkpoint: Path, weights: list[Tensor], averages: list[Tensor],
     if not checkpoint.is_file():
         checkpoint.parent.mkdir(parents=True, exist_ok=True)
         return 0, 0.0
-    state = torch.load(checkpoint, weights_only=True)
+    state = torch.load(checkpoint, map_location="cpu", weights_only=True)
     for into, tensors in ((weights, state["weights"]), (averages, state["averages"])):
         for tensor, kept in zip(into, tensors, strict=True):
             tensor.copy_(kept)
@@ -150,18 +193,26 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path("weights/tiny"), help="model folder")
     parser.add_argument("--work", type=Path, default=Path("output/tiny"),
                         help="checkpoints and logs")
-    parser.add_argument("--steps", type=int, help="in place of the recipe's")
+    for name in ("steps", "batch", "examples"):
+        parser.add_argument(f"--{name}", type=int, help="in place of the recipe's")
     parser.add_argument("--seed", type=int, default=0,
                         help="another one where a stage is trained once more, on other draws")
+    parser.add_argument("--device", type=torch.device, default=torch.device("cpu"))
+    parser.add_argument("--workers", type=int, default=0,
+                        help="processes that draw batches ahead (default: 0, its own)")
     arguments = parser.parse_args()
+    machine = Machine(arguments.device, arguments.workers)
+    if machine.device.type == "cuda":
+        torch.set_float32_matmul_precision("high")
+        frozen.LARGE = math.inf         # memory is plenty: nothing is made again, or in parts
     if "RANK" in os.environ:                        # started by torchrun
         dist.init_process_group("gloo")
     rank, processes = (int(os.environ.get(key, default)) for key, default in (
         ("RANK", 0), ("WORLD_SIZE", 1)))
     for name in STAGES if arguments.stage == "all" else [arguments.stage]:
-        recipe = RECIPES[name]
-        if arguments.steps is not None:
-            recipe = replace(recipe, steps=arguments.steps)
-        train(name, arguments.output, arguments.work, recipe, arguments.seed, rank, processes)
+        given = {key: value for key in ("steps", "batch", "examples")
+                 if (value := getattr(arguments, key)) is not None}
+        train(name, arguments.output, arguments.work, replace(RECIPES[name], **given),
+              arguments.seed, rank, processes, machine)
         if processes > 1:
             dist.barrier()                          # the next stage reads what rank 0 has written

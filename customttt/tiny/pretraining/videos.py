@@ -19,22 +19,22 @@ from ...model.config import MotionConfig
 from ...model.motion import FramePositions, MotionModule, positional_encoding
 from ...model.unet import UNet
 from ..world import clips as world
-from .data import QUICK, cached_latents
-from .denoising import UNET, Captions, attend_in_fp32, denoising_loss
+from .data import Machine, cached_latents
+from .denoising import UNET, Captions, attend_in_fp32, noised, weighted_loss
 from .objectives import Recipe, Stage
 from .parts import fill_motion, load_image_unet, load_vae
 
 MOTION = MotionConfig(version=3, max_frames=32, heads=2)
 
 
-def few_stage(folder: Path, work: Path, recipe: Recipe) -> Stage:
+def few_stage(folder: Path, work: Path, recipe: Recipe, machine: Machine) -> Stage:
     """Motion modules on four frames of a clip, at random: what tells one motion from another is how
     frames far apart differ, and clips are what there must be many of."""
     unet = load_image_unet(folder, MOTION)
     for module in unet.modules():
         if isinstance(module, MotionModule):
             start_motion(module)
-    return clips_stage(unet, folder, work, recipe, frames=4, noisiest=0.75)
+    return clips_stage(unet, folder, work, recipe, machine, frames=4, noisiest=0.75)
 
 
 def start_motion(module: MotionModule) -> None:
@@ -51,23 +51,23 @@ def start_motion(module: MotionModule) -> None:
                 nn.init.eye_(linear.weight).mul_(size)
 
 
-def half_stage(folder: Path, work: Path, recipe: Recipe) -> Stage:
+def half_stage(folder: Path, work: Path, recipe: Recipe, machine: Machine) -> Stage:
     """The same on eight frames."""
     unet = load_image_unet(folder, MOTION)
     fill_motion(unet, folder)
-    return clips_stage(unet, folder, work, recipe, frames=8, noisiest=0.25)
+    return clips_stage(unet, folder, work, recipe, machine, frames=8, noisiest=0.25)
 
 
-def motion_stage(folder: Path, work: Path, recipe: Recipe) -> Stage:
+def motion_stage(folder: Path, work: Path, recipe: Recipe, machine: Machine) -> Stage:
     """The same on whole clips."""
     unet = load_image_unet(folder, MOTION)
     fill_motion(unet, folder)
-    return clips_stage(unet, folder, work, recipe, frames=world.FRAMES, noisiest=0.25)
+    return clips_stage(unet, folder, work, recipe, machine, frames=world.FRAMES, noisiest=0.25)
 
 
-def clips_stage(unet: UNet, folder: Path, work: Path, recipe: Recipe, frames: int,
+def clips_stage(unet: UNet, folder: Path, work: Path, recipe: Recipe, machine: Machine, frames: int,
                 noisiest: float) -> Stage:
-    """The image UNet is frozen and in QUICK precision; the motion modules are kept in fp32.
+    """The image UNet is frozen and in the machine's quick dtype; the motion modules are in fp32.
 
     `noisiest`: the share of timesteps from the noisiest tenth, where the verb alone tells where the
     subject will be; the others are from all.
@@ -80,48 +80,52 @@ def clips_stage(unet: UNet, folder: Path, work: Path, recipe: Recipe, frames: in
     whole = frames == world.FRAMES
     for name, p in unet.named_parameters():
         p.requires_grad_(keys.is_motion(name) and (whole or int(name.split(".")[1]) >= 2))
-    trained = {name: p for name, p in unet.named_parameters() if p.requires_grad}
     for p in unet.parameters():
         if not p.requires_grad:
-            p.data = p.data.to(QUICK)
-    clips, _, latents = cached_latents(work / "clips.pt", load_vae(folder), recipe.examples,
-                                       seed=12, frames=world.FRAMES)
+            p.data = p.data.to(machine.quick)
+    clips, _, latents, _ = cached_latents(work / "clips.pt", load_vae(folder), recipe.examples,
+                                          seed=12, frames=world.FRAMES, machine=machine)
     places = torch.stack([place_and_speed(clip) for clip in clips])
-    texts = Captions(folder)
+    texts = Captions(folder, machine)
     shown: dict[str, Tensor] = {}       # "frames": which frames of the clips a step sees
     show_frames(unet, shown)
-    attend_in_fp32(unet)
+    if machine.device.type == "cpu":
+        attend_in_fp32(unet)
     seen, heads = {}, nn.ModuleDict()
     for i in (5, 6, 7):
         unet.layers[i].register_forward_hook(lambda m, inputs, out, i=str(i): seen.update({i: out}))
         heads[str(i)] = nn.Linear(UNET.channels[8 - i] * 16, places.shape[-1])
 
-    def predict(x_t: Tensor, t: Tensor, text: Tensor) -> Tensor:
-        weights = {name: p.to(QUICK) for name, p in trained.items()}
-        return functional_call(unet, weights, (x_t.to(QUICK), t, text.to(QUICK))).float()
-
-    def loss(generator: Generator) -> Tensor:
-        i = torch.randint(len(clips), (recipe.batch,), generator=generator)
-        text = texts.embed(texts.draw([clips[k] for k in i], generator, motion=0.95))
-        low = 0.9 * STEPS * (torch.rand(recipe.batch, generator=generator) < noisiest)
-        t = (low + (STEPS - low) * torch.rand(recipe.batch, generator=generator)).long()
+    def draw(generator: Generator) -> tuple[Tensor, ...]:
+        n = recipe.batch
+        i = torch.randint(len(clips), (n,), generator=generator)
+        captions = texts.draw([clips[k] for k in i], generator, motion=0.95)
+        low = 0.9 * STEPS * (torch.rand(n, generator=generator) < noisiest)
+        t = (low + (STEPS - low) * torch.rand(n, generator=generator)).long()
         t = t.clamp(max=STEPS - 1)      # the sum can round to 1000
         some = torch.randperm(world.FRAMES, generator=generator)[:frames].sort().values
+        z = latents[i][:, :, some].float()
+        return (*noised(z, t, generator, power=0.5 if whole else 1), t, texts.tokenizer(captions),
+                some, places[i][:, some])
+
+    def loss(x_t: Tensor, eps: Tensor, weight: Tensor, t: Tensor, ids: Tensor, some: Tensor,
+             asked: Tensor) -> Tensor:
         shown["frames"] = some
-        noise = denoising_loss(predict, latents[i][:, :, some].float(), text, t, generator,
-                               power=0.5 if whole else 1)
-        asked = places[i][:, some].flatten(0, 1)                            # ((n f) answers)
+        quick = {name: p.to(machine.quick) for name, p in unet.named_parameters()
+                 if p.requires_grad}
+        inputs = x_t.to(machine.quick), t, texts.embed(ids).to(machine.quick)
+        eps_hat = functional_call(unet, quick, inputs).float()
         maps = {i: F.adaptive_avg_pool2d(out[0].float(), 4).flatten(1) for i, out in seen.items()}
-        errors = [F.mse_loss(head(F.layer_norm(maps[i], maps[i].shape[1:])), asked)
+        errors = [F.mse_loss(head(F.layer_norm(maps[i], maps[i].shape[1:])), asked.flatten(0, 1))
                   for i, head in heads.items()]
-        return noise + 0.3 * torch.stack(errors).mean()
+        return weighted_loss(eps_hat, eps, weight) + 0.3 * torch.stack(errors).mean()
 
     def save(folder: Path) -> None:
         save_part(unet, keys.diffusers_unet, motion_json(unet.config),
                   folder / "motion_adapter" / WEIGHTS, torch.float16, only=keys.is_motion,
                   constants=position_tables(unet))
 
-    return Stage(nn.ModuleDict({"unet": unet, "heads": heads}), loss, save)
+    return Stage(nn.ModuleDict({"unet": unet, "heads": heads}), draw, loss, save, alike=True)
 
 
 def place_and_speed(clip: world.Clip) -> Tensor:
@@ -139,4 +143,5 @@ def show_frames(unet: UNet, shown: dict[str, Tensor]) -> None:
     for module in unet.modules():
         if isinstance(module, FramePositions):
             module.register_forward_hook(lambda m, inputs, position: positional_encoding(
-                world.FRAMES, position.shape[1])[shown["frames"]].to(position.dtype))
+                world.FRAMES, position.shape[1], position.device)[shown["frames"]].to(
+                    position.dtype))
