@@ -85,6 +85,20 @@ def test_the_tool_measures_and_writes(tmp_path):
     assert all(float(figures[k]) > 0 for k in (0, 1, 2, 5, 6, 7))
 
 
+def test_the_recipe_is_counted():
+    flags = ["--device", "cpu", "--precision", "bf16", "--runs", "1", "--small"]
+    ended = subprocess.run([sys.executable, "-m", "tests.benchmarks.recipe", *flags], cwd=ROOT,
+                           text=True, capture_output=True)
+    assert ended.returncode == 0, ended.stderr
+    seconds = {line.split()[0]: float(line.split("=")[1].split()[0])
+               for line in ended.stdout.splitlines() if " x " in line}
+    total = float(ended.stdout.partition("training ")[2].split()[0])
+    assert total == pytest.approx(sum(seconds[k] for k in ("spatial", "temporal", "ttt")), abs=0.2)
+    errors = [float(line.split(" by ")[1].split()[0]) for line in ended.stdout.splitlines()
+              if "differs" in line]
+    assert 0 < errors[1] < errors[0] < 0.1      # fp16 has more bits than bf16
+
+
 def test_rows_of_the_same_machine_stay(tmp_path):
     table = tmp_path / "performance.md"
     table.write_text("above\n")

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 
 import customttt
 from customttt.tiny.pretraining import pretrain
-from customttt.tiny.pretraining.data import draw_clips, draw_frames
+from customttt.tiny.pretraining.data import Machine, draw_clips, draw_frames
 from customttt.tiny.pretraining.muon import Muon
 from customttt.tiny.pretraining.objectives import LATENT_DEVIATION, RECIPES, misnamed, save_vae
 from customttt.tiny.pretraining.parts import load_clip, load_text_encoder, load_vae
@@ -19,9 +19,12 @@ from customttt.tiny.world import clips as world
 from customttt.tiny.world.subjects import COLOURS, DRAWINGS, HELD_OUT_SUBJECTS
 
 
-def train(name, folder, work, steps=2, seed=0):
-    recipe = replace(RECIPES[name], steps=steps, batch=2, examples=4, warm_up=1)
-    pretrain.train(name, folder, work, recipe, seed, rank=0, processes=1)
+def short(name, steps=2):
+    return replace(RECIPES[name], steps=steps, batch=2, examples=4, warm_up=1)
+
+
+def train(name, folder, work, seed=0, machine=Machine()):
+    pretrain.train(name, folder, work, short(name), seed, rank=0, processes=1, machine=machine)
     return torch.load(work / f"{name}.pt", weights_only=True)
 
 
@@ -92,6 +95,30 @@ def test_another_seed_draws_other_data(pretrained, tmp_path):
               seed=seed)["weights"] for name, seed in (("one", 0), ("again", 0), ("other", 1)))
     assert all(torch.equal(a, b) for a, b in zip(one, again, strict=True))
     assert not any(torch.equal(a, b) for a, b in zip(one, other, strict=True) if a.ndim == 2)
+
+
+@pytest.mark.parametrize("name", ["vision", "unet"])        # of fresh frames; of kept latents
+def test_workers_draw_the_same(name, pretrained, tmp_path):
+    own, workers = (
+        train(name, shutil.copytree(pretrained[0], tmp_path / f"{n}"), tmp_path / f"{n} work",
+              machine=Machine(workers=n))["weights"] for n in (0, 2))
+    assert all(torch.equal(a, b) for a, b in zip(own, workers, strict=True))
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_a_loss_is_of_its_batch_alone(name, pretrained, tmp_path):
+    """Nothing of the step is left on the CPU, where the stage is on another device."""
+    folder = shutil.copytree(pretrained[0], tmp_path / "model")
+    STAGES[name](folder, tmp_path, short(name), Machine())      # latents are encoded
+    stage = STAGES[name](folder, tmp_path, short(name), Machine(torch.device("meta")))
+    stage.module.to("meta")
+    batch = stage.draw(torch.Generator().manual_seed(0))
+    loss = stage.loss(*(each.to("meta") for each in batch))
+    loss.backward()
+    assert loss.is_meta and loss.shape == ()
+    if stage.alike:
+        again = stage.draw(torch.Generator().manual_seed(1))
+        assert [each.shape for each in batch] == [each.shape for each in again]
 
 
 def test_latents_of_each_channel_have_mean_0_and_one_deviation(pretrained):

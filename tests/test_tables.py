@@ -4,6 +4,7 @@ import json
 import shutil
 import sys
 from functools import partial
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -242,6 +243,22 @@ def test_processes_share_the_work(tmp_path, monkeypatch):
     assert ranks.shared(jobs, "jobs") is None and made == [2, 3, 4]
     monkeypatch.setenv("RANK", "0")
     assert ranks.shared(jobs, "jobs") == [job(k) for k in range(5)] and made == [2, 3, 4, 0, 1]
+
+
+def test_a_commands_own_flags_are_not_torchruns(monkeypatch):
+    """Torchrun takes flags that begin like its own, such as --start, where nothing keeps it off."""
+    own, seen = ["temporal", "", "--start", "2"], []
+    program = SimpleNamespace(__spec__=SimpleNamespace(name="customttt.tiny.study.search"))
+    monkeypatch.setitem(sys.modules, "__main__", program)
+    monkeypatch.setattr(sys, "argv", ["search.py", *own])
+    monkeypatch.setenv("OMP_NUM_THREADS", "2")      # start_ranks changes it
+    monkeypatch.setattr(ranks.torchrun, "main",
+                        lambda args: seen.append(ranks.torchrun.parse_args(args)))
+    with pytest.raises(SystemExit):
+        ranks.start_ranks("cpu")
+    [told] = seen
+    assert told.module and told.training_script == "customttt.tiny.study.search"
+    assert told.training_script_args == own
 
 
 def test_it_waits_for_what_another_process_makes(tmp_path, monkeypatch):

@@ -193,8 +193,9 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path("weights/tiny"), help="model folder")
     parser.add_argument("--work", type=Path, default=Path("output/tiny"),
                         help="checkpoints and logs")
-    for name in ("steps", "batch", "examples"):
-        parser.add_argument(f"--{name}", type=int, help="in place of the recipe's")
+    parser.add_argument("--steps", type=int, help="in place of the recipe's")
+    parser.add_argument("--batch", type=int, help="in place of the recipe's")
+    parser.add_argument("--examples", type=int, help="in place of the recipe's")
     parser.add_argument("--seed", type=int, default=0,
                         help="another one where a stage is trained once more, on other draws")
     parser.add_argument("--device", type=torch.device, default=torch.device("cpu"))
