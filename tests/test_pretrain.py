@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 
 import customttt
+from customttt.errors import UserError
 from customttt.tiny.pretraining import pretrain
 from customttt.tiny.pretraining.data import Machine, draw_clips, draw_frames
 from customttt.tiny.pretraining.muon import Muon
@@ -146,6 +147,16 @@ def test_saving_a_vae_keeps_what_it_decodes(pretrained, tmp_path):
                       for each in (vae, saved)]
     torch.testing.assert_close(*decoded, atol=0.01, rtol=0.01)
     torch.testing.assert_close(*deviations, atol=0, rtol=0.01)
+
+
+@pytest.mark.parametrize("flags, said", [
+    (["--device", "cuda:77"], "this machine has no such device"),
+    (["--batch", "0"], "--batch 0: must be 1 or more")])
+def test_bad_flags_are_a_sentence(flags, said, monkeypatch, tmp_path):
+    monkeypatch.setattr("sys.argv", ["pretrain.py", "unet", *flags, "--work", str(tmp_path)])
+    with pytest.raises(UserError, match=said):
+        pretrain.main()
+    assert not list(tmp_path.iterdir())
 
 
 def test_muon_is_pytorchs():

@@ -61,12 +61,7 @@ def _shown(value) -> str:
 def open_model(args: argparse.Namespace, motion: bool = True) -> tuple[Model, str]:
     """Load the model that the flags name, with or without its motion modules. Returns it with the
     precision that is used."""
-    try:
-        device = torch.device(args.device)
-        torch.zeros(1, device=device).item()        # "meta" has shapes alone
-    except Exception as error:
-        raise UserError(f"--device {args.device}: this machine has no such device "
-                        f"({in_words(error)})") from error
+    device = device_named(args.device)
     check_prompts(args)
     if not 0 <= args.seed < 2 ** 63:
         raise UserError(f"--seed {args.seed}: must be 0 or more, and less than 2^63")
@@ -78,6 +73,16 @@ def open_model(args: argparse.Namespace, motion: bool = True) -> tuple[Model, st
     if (config := model.unet.config.motion) is not None:
         print(f"motion module: version {config.version}, at most {config.max_frames} frames")
     return model, precision
+
+
+def device_named(name: str) -> torch.device:
+    try:
+        device = torch.device(name)
+        torch.zeros(1, device=device).item()        # "meta" has shapes alone
+    except Exception as error:
+        raise UserError(f"--device {name}: this machine has no such device "
+                        f"({in_words(error)})") from error
+    return device
 
 
 def check_prompts(args: argparse.Namespace) -> None:

@@ -144,8 +144,9 @@ def cached_latents(path: Path, vae: VAE, count: int, seed: int, frames: int,
         parts = torch.stack([world.part_coverage(clip, k) for clip, k in some])
         return start, pixels, F.avg_pool2d(parts, FACTOR).half()
 
-    for start, pixels, parts in tqdm(machine.each(rendered, range(0, count, chunk)[rank::processes]),
-                                     desc=f"encoding {path.stem}", mininterval=5, disable=rank > 0):
+    share = range(0, count, chunk)[rank::processes]
+    for start, pixels, parts in tqdm(machine.each(rendered, share), f"encoding {path.stem}",
+                                     mininterval=5, disable=rank > 0):
         with torch.autocast("cpu", torch.bfloat16, enabled=BFLOAT16):
             z = vae.encode(as_pixels(pixels.to(machine.device)))
         own[start] = rearrange(z, "(n f) c h w -> n c f h w", f=frames).half().cpu(), parts

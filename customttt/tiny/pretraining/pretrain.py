@@ -32,8 +32,9 @@ import torch.distributed as dist
 from torch import Generator, Tensor, nn
 from tqdm import tqdm
 
-from ...errors import writing
+from ...errors import UserError, writing
 from ...model import frozen
+from ...run.options import device_named
 from . import images, objectives, videos
 from .data import Machine
 from .muon import Muon
@@ -198,11 +199,14 @@ def main() -> None:
     parser.add_argument("--examples", type=int, help="in place of the recipe's")
     parser.add_argument("--seed", type=int, default=0,
                         help="another one where a stage is trained once more, on other draws")
-    parser.add_argument("--device", type=torch.device, default=torch.device("cpu"))
+    parser.add_argument("--device", default="cpu", help="default: %(default)s")
     parser.add_argument("--workers", type=int, default=0,
                         help="processes that draw batches ahead (default: 0, its own)")
     arguments = parser.parse_args()
-    machine = Machine(arguments.device, arguments.workers)
+    for name, least in (("steps", 0), ("batch", 1), ("examples", 1), ("workers", 0)):
+        if (value := getattr(arguments, name)) is not None and value < least:
+            raise UserError(f"--{name} {value}: must be {least} or more")
+    machine = Machine(device_named(arguments.device), arguments.workers)
     if machine.device.type == "cuda":
         torch.set_float32_matmul_precision("high")
         frozen.LARGE = math.inf         # memory is plenty: nothing is made again, or in parts
