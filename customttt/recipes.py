@@ -62,7 +62,6 @@ SMALL = {
     "size": Setting(64, "tiny: its world is 64 pixels wide"),
     "guidance": Setting(3.0, "tiny: weights/tiny/README.md"),
 }
-NOISY = {"least_timestep": Setting(500, "tiny: motion is decided where noise is strong")}
 
 SAMPLING = Recipe(full=EVERYWHERE | FPS, tiny=SMALL)
 
@@ -74,8 +73,8 @@ SPATIAL = Recipe(
         "batch_size": Setting(1, "open: AMD draws one frame a step", "images a step"),
     },
     tiny=SMALL | {
-        "learning_rate": Setting(5e-5, "tiny: docs/study.md"),
-        "spatial_layers": Setting((1, 7), "tiny: latents of 8 x 8, as the paper's layers have"),
+        "learning_rate": Setting(2e-4, "tiny: docs/study.md"),
+        "spatial_layers": Setting((7, 8), "tiny: docs/study.md"),
     })
 
 TEMPORAL = Recipe(
@@ -85,10 +84,11 @@ TEMPORAL = Recipe(
         "temporal_layers": Setting((2, 5), "supplement, section 3", "with LoRA, W_t", zero=True),
         "debiased": Setting(True, "open: AMD adds it", "MotionDirector's appearance-debiased term"),
     },
-    tiny=SMALL | NOISY | {
+    tiny=SMALL | {
+        "least_timestep": Setting(700, "tiny: motion is decided where noise is strong"),
         "steps": Setting(250, "tiny: the three stages are to take minutes on a CPU"),
-        "learning_rate": Setting(3e-4, "tiny: docs/study.md"),
-        "temporal_layers": Setting((1, 7), "tiny: latents of 8 x 8, as the paper's layer 2 has"),
+        "learning_rate": Setting(6e-4, "tiny: docs/study.md"),
+        "temporal_layers": Setting((2, 7), "tiny: docs/study.md"),
     })
 
 TTT = Recipe(
@@ -107,7 +107,8 @@ TTT = Recipe(
                                       "where the reference latents are noised to",
                                       choices=("uniform", "next")),
     },
-    tiny=SMALL | NOISY | {
+    tiny=SMALL | {
+        "least_timestep": Setting(500, "tiny: motion is decided where noise is strong"),
         "learning_rate": Setting(1e-5, "tiny: at 1e-6 the student hardly moves, docs/study.md"),
         "reference_guidance": Setting(3.0, "tiny: as in sampling"),
     })

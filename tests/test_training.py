@@ -239,22 +239,22 @@ def test_log_metadata_and_files(run_stage, tmp_path):
         "format": "pt", "kind": "joined", "scale": "1", "step": "2", "spatial_rank": "4",
         "temporal_rank": "4",
         "base_model": "tiny", "prompt": "a bear is lifting weights",
-        "spatial_layers": "[1, 7]", "spatial_prompt": "a bear",
-        "appearance_prompt": "a bear is doing something", "temporal_layers": "[1, 7]",
+        "spatial_layers": "[7, 8]", "spatial_prompt": "a bear",
+        "appearance_prompt": "a bear is doing something", "temporal_layers": "[2, 7]",
         "temporal_prompt": "a man is lifting weights",
         "motion_prompt": "an object is lifting weights"}
     assert recipe.keys() == TTT.full.keys()
     assert (recipe["steps"], recipe["betas"]) == (2, [0.9, 0.99])
 
 
-@pytest.mark.parametrize("stage, prompt", [("spatial", "a bear"),
-                                           ("temporal", "a man is lifting weights")])
-def test_metadata_of_the_first_stages(adapters, stage, prompt):
+@pytest.mark.parametrize("stage, layers, prompt", [
+    ("spatial", "[7, 8]", "a bear"), ("temporal", "[2, 7]", "a man is lifting weights")])
+def test_metadata_of_the_first_stages(adapters, stage, layers, prompt):
     with safe_open(adapters / stage / "adapter.safetensors", "pt") as file:
         metadata = file.metadata()
     assert json.loads(metadata.pop("recipe")).keys() == STAGES[stage].recipe.full.keys()
     assert len(metadata.pop("data_sha256")) == 64
-    assert metadata == {"format": "pt", "kind": stage, f"{stage}_layers": "[1, 7]",
+    assert metadata == {"format": "pt", "kind": stage, f"{stage}_layers": layers,
                         "prompt": prompt, "base_model": "tiny", "rank": "4", "scale": "1",
                         "step": "2"}
 
