@@ -401,12 +401,12 @@ def test_the_subject_is_learned(model, tmp_path, capsys):
     after = identity()
     with capsys.disabled():
         print(f"\nshare of the teddy's colours: {before:.2f} -> {after:.2f}")
-    assert after > before + 0.1
+    assert after > before + 0.3
 
 
 def test_the_motion_is_learned(model, tmp_path, capsys):
-    """In the default steps: the example clip is seen better through strong noise."""
-    settings = TEMPORAL.values(model.unet)
+    """In a hundred of the default's 250 steps: the clip is seen better through strong noise."""
+    settings = TEMPORAL.values(model.unet) | {"steps": 100}
     pixels = read_video(TINY / "examples" / "motion.mp4", settings["frames"], 8, 64)
     z = encode(model, pixels[None], seed=0)
     text = model.encode_text([(TINY / "examples" / "motion.txt").read_text().strip()])
@@ -426,7 +426,7 @@ def test_the_motion_is_learned(model, tmp_path, capsys):
     after = error()
     with capsys.disabled():
         print(f"\nthe clip's noise loss at t = 800 to 900: {before:.5f} -> {after:.5f}")
-    assert after < 0.85 * before
+    assert after < 0.8 * before
 
 
 @pytest.mark.parametrize("stage", STAGES)
