@@ -45,7 +45,8 @@ def test_metrics_tell_right_from_wrong(model_folder):
         gaps.append({metric: own[metric] - other[metric] for metric in METRICS})
     mean = {metric: sum(gap[metric] for gap in gaps) / len(gaps) for metric in METRICS}
     print(mean)
-    assert mean["identity"] > 0.3 and mean["motion"] > 0.5 and mean["CLIP-I"] > 0.02
+    assert mean["identity"] > 0.3 and mean["motion"] > 0.5
+    assert mean["CLIP-I"] > 0.1 and mean["CLIP-T"] > 0.1
 
 
 # ------------------------------------------------------------------ the protocol

@@ -43,7 +43,7 @@ ABOUT = {
     "tiny": "the miniature's default run, from start to end",
 }
 HEAD = ("| work | ours | peer | ratio | before | ratio | memory: ours | peer | ratio | "
-        "share of matrix rate: ours | peer |")
+        "share of matrix rate: ours | peer | matrix rate, GFLOP/s | processes a side |")
 
 
 def main() -> None:
@@ -68,7 +68,7 @@ def main() -> None:
         rate = measured(args, "rate", "ours", folder)
         per_second = rate["operations"] / min(rate["seconds"])
         print(f"matrix rate: {per_second / 1e9:,.0f} GFLOP/s", flush=True)
-        head = machine(args, per_second)
+        head = machine(args)
         for row in args.rows or ABOUT:
             sides = [side for side in ("ours", "peer", "before")
                      if (side != "before" or args.before) and (side, row) != ("peer", "tiny")]
@@ -114,11 +114,12 @@ def table_row(row: str, results: dict[str, list[dict]], per_second: float) -> st
     cells = [ABOUT[row], shown(seconds, "ours", ".3g"), shown(seconds, "peer", ".3g"),
              ratio(seconds, "peer"), shown(seconds, "before", ".3g"), ratio(seconds, "before"),
              shown(memory, "ours", ".2f"), shown(memory, "peer", ".2f"), ratio(memory, "peer"),
-             shown(share, "ours", ".0%"), shown(share, "peer", ".0%")]
+             shown(share, "ours", ".0%"), shown(share, "peer", ".0%"),
+             f"{per_second / 1e9:,.0f}", str(len(results["ours"]))]
     return "| " + " | ".join(cells) + " |"
 
 
-def machine(args: argparse.Namespace, per_second: float) -> str:
+def machine(args: argparse.Namespace) -> str:
     """What the figures were measured on, without the machine's name."""
     name = platform.processor() or platform.machine()
     if torch.device(args.device).type == "cuda":
@@ -129,19 +130,18 @@ def machine(args: argparse.Namespace, per_second: float) -> str:
     memory = total(torch.device(args.device))
     size = "small random weights (to try the tool)" if args.small else "full size"
     return (f"{name}, {torch.get_num_threads()} threads, {memory / 1e9:.0f} GB; PyTorch "
-            f"{torch.__version__.partition('+')[0]}; {size}; medians of {args.rounds} processes "
-            f"a side; matrix products at {per_second / 1e9:,.0f} GFLOP/s. Seconds, GB.")
+            f"{torch.__version__.partition('+')[0]}; {size}. Medians, in seconds and GB.")
 
 
 def write(path: Path, name: str, head: str, line: str) -> None:
-    """Put a row into the table `name`; the rows of another machine or rate go."""
+    """Put a row into the table `name`; the rows of another machine go."""
     start, end = f"<!-- measured: {name} -->", f"<!-- end: {name} -->"
     text = path.read_text(encoding="utf-8")
     if start not in text:
         text = f"{text.rstrip()}\n\n{start}\n{end}\n"
     before, _, rest = text.partition(start)
     old, _, after = rest.partition(end)
-    same = head.partition("; medians")[0] in old
+    same = head in old
     rows = {each.split("|")[1].strip(): each for each in old.splitlines()
             if same and each.startswith("| ") and each != HEAD}
     rows[line.split("|")[1].strip()] = line

@@ -5,7 +5,8 @@
                rendered truth's
   CLIP-I       mean cosine of the tiny CLIP's embeddings of the frames and of images of the subject
   motion       agreement of the measured trajectory with the true one (`trajectory_agreement`)
-  CLIP-T       mean cosine of the embeddings of the frames and of the prompt
+  CLIP-T       mean cosine of the embeddings of the frames and of the truth's caption, which names
+               the colours that the prompt leaves to the images
   words        of subject and scene, the share that CLIP's zero-shot choice gets right
   consistency  mean cosine of the embeddings of consecutive frames
 
@@ -40,8 +41,16 @@ class Combination:
 
     @property
     def prompt(self) -> str:
-        subject, motion = HELD_OUT_SUBJECTS[self.subject], HELD_OUT_MOTIONS[self.motion]
-        return f"a {subject.kind} is {motion.word} {SCENES[self.scene]}"
+        return f"a {HELD_OUT_SUBJECTS[self.subject].kind} {self._doing}"
+
+    @property
+    def caption(self) -> str:
+        """The prompt with the subject's colours."""
+        return f"{HELD_OUT_SUBJECTS[self.subject].caption} {self._doing}"
+
+    @property
+    def _doing(self) -> str:
+        return f"is {HELD_OUT_MOTIONS[self.motion].word} {SCENES[self.scene]}"
 
     @property
     def name(self) -> str:
@@ -90,7 +99,7 @@ def score(judge: Judge, combination: Combination, frames: Tensor, seed: int) -> 
     return {"identity": 1 - (palette(frames) - true_palette).abs().sum().item() / 2,
             "CLIP-I": (embedded @ images.T).mean().item(),
             "motion": trajectory_agreement(measure_trajectory(frames), path[:len(frames), :3]),
-            "CLIP-T": (embedded @ judge.embed_captions([combination.prompt]).T).mean().item(),
+            "CLIP-T": (embedded @ judge.embed_captions([combination.caption]).T).mean().item(),
             "words": ((chosen["kind"] == subject.kind)
                       + (chosen["scene"] == combination.scene)) / 2,
             "consistency": judge.consistency(frames)}

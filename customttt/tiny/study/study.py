@@ -9,7 +9,7 @@ To the paper's scores come those of a world whose truth is known (scores.py):
   true identity, true motion    of the subject's colours; of the path, measured in the frames
   another's identity, motion    the same, held against what was not learned
   words                         of subject and scene, the share that CLIP chooses right
-  CLIP-T (truth)                against a caption of the truth, where the prompt says less
+  CLIP-T (truth)                against the truth's caption, with the colours that no prompt says
 """
 
 import argparse
@@ -60,7 +60,8 @@ def truth_scorer(args: argparse.Namespace) -> Scorer:
         return {"true identity": own["identity"], "true motion": own["motion"],
                 "another's identity": another["identity"], "another's motion": another["motion"],
                 "words": own["words"], "CLIP-T (truth)": own["CLIP-T"]}
-    told = {"judge's weights": fingerprint(files_of(Path(args.model) / "clip"))}
+    told = {"judge's weights": fingerprint(files_of(Path(args.model) / "clip")),
+            "CLIP-T (truth)": "the caption with the subject's colours"}
     return Scorer("truth", told, scores)
 
 
