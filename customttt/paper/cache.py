@@ -20,6 +20,7 @@ from ..recipes import Recipe
 from ..run.checkpoint import CHECKPOINT
 from ..run.data import fingerprint
 from ..run.lock import AtWork, locked
+from ..run.options import add_recipe_flags
 from ..run.stage import Stage
 from ..run.train import add_training_flags, train
 
@@ -58,20 +59,24 @@ class Cache:
 
     def lora(self, stage: Stage, flags: Sequence[str], of: dict[str, Path]) -> Path:
         """The LoRA file that a stage of train.py trains, with these flags; `of`: what it learns
-        from, data and other LoRAs (flag -> file or folder), which counts by its content."""
-        given = [str(each) for pair in of.items() for each in pair]
+        from, data and other LoRAs (flag -> file or folder), which counts by its content. A flag
+        that gives the recipe's own value makes no difference."""
+        data = [str(each) for pair in of.items() for each in pair]
 
         def make(folder: Path) -> None:
             parser = argparse.ArgumentParser(prog=f"--stage {stage.name}", allow_abbrev=False)
             add_training_flags(parser, stage)
             resume = ["--resume"] if (folder / CHECKPOINT).exists() else []
             args = parser.parse_args(["--output", str(folder), "--sheet-every", "0", *self.flags,
-                                      *flags, *given, *resume])
+                                      *flags, *data, *resume])
             if not train(stage, args):
                 raise KeyboardInterrupt
             for each in (folder / CHECKPOINT, *folder.glob("adapter-[0-9]*")):      # large
                 each.unlink()
-        told = {"stage": stage.name, "recipe": values_of(stage.recipe), "flags": list(flags),
+        parser = argparse.ArgumentParser(prog=f"--stage {stage.name}", allow_abbrev=False)
+        add_recipe_flags(parser, stage.recipe)
+        given, others = parser.parse_known_args(flags)
+        told = {"stage": stage.name, "recipe": values_of(stage.recipe, given), "flags": others,
                 "of": {flag: fingerprint(files_of(path)) for flag, path in of.items()}}
         return self.made(f"loras/{stage.name}", told, make) / ADAPTER
 
@@ -107,10 +112,11 @@ def files_of(path: Path) -> list[Path]:
     return [path, *filter(Path.is_file, [path.with_suffix(".txt")])]
 
 
-def values_of(recipe: Recipe) -> dict:
-    """All that a recipe says, at full size and at others."""
-    return {size: {name: setting.value for name, setting in settings.items()}
-            for size, settings in (("full", recipe.full), ("tiny", recipe.tiny))}
+def values_of(recipe: Recipe, args: argparse.Namespace) -> dict:
+    """All that a recipe says, at full size and at others, but for what the flags say."""
+    given = {name: getattr(args, name) for name in recipe.full if getattr(args, name) is not None}
+    return {size: {name: setting.value for name, setting in settings.items()} | given
+            for size, settings in (("full", recipe.full), ("tiny", recipe.full | recipe.tiny))}
 
 
 def seconds_of(folder: Path) -> float:

@@ -134,8 +134,7 @@ class Bench(NamedTuple):
         if row.ttt is not None:
             files = {"ttt": files["ttt"]}
         told |= {"loras": [file.parent.name for file in files.values()], "scales": row.scales,
-                 "recipe": values_of(SAMPLED),
-                 "given": {name: getattr(self.args, name) for name in EVERYWHERE}}
+                 "recipe": values_of(SAMPLED, self.args)}
         return self.cache.made("clips/clip", told, lambda folder: write_video(
             self.sample(files, row, group, prompt, seed), folder / "clip.png"))
 
