@@ -193,6 +193,7 @@ def test_bad_input_is_one_sentence(call, tmp_path, model_folder, monkeypatch):
     np.save(tmp_path / "none.npy", walks(0, frames=4).numpy())
     np.save(tmp_path / "flat.npy", np.zeros((4, 2)))
     save_file({"visual.conv1.weight": torch.ones(2)}, tmp_path / "open_clip.safetensors")
+    (tmp_path / "empty.npy").touch()
     video = tmp_path / "4.mp4"
     for flags, said in (
             ([tmp_path / "1.mp4"], "two frames or more"),
@@ -202,7 +203,12 @@ def test_bad_input_is_one_sentence(call, tmp_path, model_folder, monkeypatch):
              "no tracks through the video"),
             ([video, "--reference", tmp_path / "none.npy", "--tracks", tmp_path / "long.npy"],
              "no tracks through --reference"),
-            ([video, "--images", tmp_path / "nobody"], "no such file or folder")):
+            ([video, "--images", tmp_path / "nobody"], "no such file or folder; --images names"),
+            ([video, video], "4.mp4: given twice"),
+            ([video, "--tracks", tmp_path / "flat.npy"], "--reference, which is not given"),
+            ([video, "--definition", "loveu", "--images", tmp_path], "LOVEU has no score against"),
+            ([video, "--device", "foo"], "--device foo: this machine has no such device"),
+            ([video, "--reference", tmp_path / "empty.npy"], "cannot be read as tracks")):
         with pytest.raises(UserError, match=said):
             call(*flags)
     np.save(tmp_path / "short.npy", walks(4, frames=4).numpy())
@@ -220,5 +226,5 @@ def test_bad_input_is_one_sentence(call, tmp_path, model_folder, monkeypatch):
     with pytest.raises(UserError, match="hidden_act is 'gelu'"):
         load_clip(tmp_path / "clip")
     monkeypatch.setitem(sys.modules, "cv2", None)
-    with pytest.raises(UserError, match=r"cv2 is not installed: pip install 'customttt\[eval\]'"):
+    with pytest.raises(UserError, match=r"cv2 is not installed: pip install -e \"\.\[eval\]\""):
         call(video, "--reference", video)

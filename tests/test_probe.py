@@ -42,7 +42,7 @@ def test_two_pairs(call, tmp_path, monkeypatch):
         assert all(scores[str(i)] != scores["none"] for i in (0, 1, 2, 4, 6, 7, 8))
     assert probe.table(result) in printed and "| 6 | " in printed and "| 0.200 |" in printed
     for name in ("heat", "grid-0", "grid-1"):
-        with Image.open(tmp_path / f"probe-subject-{name}.png") as picture:
+        with Image.open(tmp_path / f"probe-subject-seed-0-{name}.png") as picture:
             assert picture.width > 400
     assert call("subject", "--number", "2") == printed and len(done) == 2      # all kept
 
@@ -50,6 +50,11 @@ def test_two_pairs(call, tmp_path, monkeypatch):
     assert len(done) == 3
     other = json.loads((tmp_path / "probe-subject-seed-0.json").read_text())
     assert other["pairs"][0][1] != result["pairs"][0][1]
+
+
+def test_no_pairs(call):
+    with pytest.raises(UserError, match="--number 0: must be positive"):
+        call("subject", "--number", "0")
 
 
 def test_pairs(tmp_path):

@@ -41,7 +41,8 @@ def test_the_page(tmp_path, page, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["probe", "subject", "--number", "1"])
     write_result({"name": "probe-subject", "seed": 0, "kind": "subject", "first": 6,
                   "pairs": [[["a cat", "a dog"], scores]]}, made, "customttt.paper.probe", [])
-    Image.new("RGB", (8, 8)).save(made / "probe-subject-heat.png")
+    Image.new("RGB", (8, 8)).save(made / "probe-subject-seed-0-heat.png")
+    write_result(table_4(0, 0.01) | {"name": "search-ttt"}, made, "customttt.tiny.study.search", [])
     for seed, shift in ((0, 0.01), (1, 0.03)):
         monkeypatch.setattr(sys, "argv", ["tables", "4", "--seed", str(seed)])
         write_result(table_4(seed, shift), made, "customttt.paper.tables", [])
@@ -55,13 +56,15 @@ def test_the_page(tmp_path, page, monkeypatch):
     assert f"- {said}+0.020 ± 0.000 here: as the paper.\n" in written
     assert "| 6 | 0.2100 | +0.0100 | 0.200 |" in written
     assert written.index("Table 2, Figure 1") < written.index("## Table 4")
-    for picture in ("probe-subject-heat.png", "table-4.png"):
+    assert "search-ttt" not in written and not list(kept.glob("search*"))
+    for picture in ("probe-subject-seed-0-heat.png", "table-4.png"):
         assert (kept / picture).exists() and f"](results/{picture})" in written
 
     for file in made.iterdir():                 # the kept files are enough
         file.unlink()
     assert page() == written
-    odd = json.loads((kept / "table-4-seed-1.json").read_text()) | {"metrics": ["CLIP-T"]}
-    (kept / "table-4-seed-1.json").write_text(json.dumps(odd))
-    with pytest.raises(UserError, match="table-4-seed-1.json: has other rows or metrics"):
-        page()
+    other = json.loads((kept / "table-4-seed-1.json").read_text())
+    for key, value in (("metrics", ["CLIP-T"]), ("made of", {"model": "another", "seed": 1})):
+        (kept / "table-4-seed-1.json").write_text(json.dumps(other | {key: value}))
+        with pytest.raises(UserError, match=f"table-4-seed-1.json: \"{key}\" is not that of the"):
+            page()

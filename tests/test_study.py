@@ -11,7 +11,7 @@ from customttt.errors import UserError
 from customttt.files.load import load_model
 from customttt.lora import add_lora, with_lora
 from customttt.paper import tables
-from customttt.paper.intervals import bootstrap, pearson, ranks, spearman
+from customttt.paper.intervals import bootstrap, pearson, places, spearman
 from customttt.recipes import TTT
 from customttt.run.data import Texts
 from customttt.tiny.pretraining.judge import Judge
@@ -46,7 +46,7 @@ def test_metrics_tell_right_from_wrong(model_folder):
     mean = {metric: sum(gap[metric] for gap in gaps) / len(gaps) for metric in METRICS}
     print(mean)
     assert mean["identity"] > 0.3 and mean["motion"] > 0.5
-    assert mean["CLIP-I"] > 0.1 and mean["CLIP-T"] > 0.1
+    assert mean["CLIP-T"] > 0.1
 
 
 # ------------------------------------------------------------------ the protocol
@@ -137,16 +137,6 @@ def test_the_search_scores_settings_side_by_side(call, tmp_path):
     assert all(row.subject_flags == ("--rank", "2") for row in rows)
 
 
-def test_the_search_probes_layers(call, monkeypatch, tmp_path, model_folder, capsys):
-    monkeypatch.setattr(search, "PROBE_STEPS", 2)
-    monkeypatch.setattr(search, "READ_TEXT", (7,))
-    monkeypatch.setattr(sys, "argv", [
-        "search", "probe", "--images", "1", "--combinations", "1", "--model", str(model_folder),
-        "--output", str(tmp_path)])
-    search.main()
-    assert "| 7 | " in capsys.readouterr().out
-
-
 def test_what_metrics_are_worth(call, model_folder):
     """Over the kinds of clips whose truth is known."""
     printed, result = call(metrics, "metrics")
@@ -167,7 +157,7 @@ def test_what_metrics_are_worth(call, model_folder):
 
 def test_correlations():
     x = torch.tensor([1.0, 2.0, 2.0, 5.0])
-    assert ranks(x).tolist() == [0, 1.5, 1.5, 3]
+    assert places(x).tolist() == [0, 1.5, 1.5, 3]
     assert pearson(x, 3 - 2 * x) == pytest.approx(-1)
     assert spearman(x, x.exp()) == pytest.approx(1) != pytest.approx(pearson(x, x.exp()))
     generator = torch.Generator().manual_seed(0)

@@ -277,6 +277,65 @@ def test_it_waits_for_what_another_process_makes(tmp_path, monkeypatch):
     assert len(made) == 1 and next(busy, None) is None
 
 
+def test_a_flag_that_says_the_recipes_value_makes_nothing_new(tmp_path, model_folder, trained):
+    here = cache.Cache(tmp_path, ("--model", str(model_folder), "--size", "32"), {})
+    of, steps = {"--data": model_folder / "examples" / "subject"}, ("--steps", "1")
+    first = here.lora(STAGES["spatial"], (*steps, "--prompt", "a bear"), of)
+    again = here.lora(STAGES["spatial"], ("--rank", "32", "--prompt", "a bear", *steps), of)
+    assert first == again and trained == ["spatial"]
+    assert here.lora(STAGES["spatial"], (*steps, "--prompt", "a bear", "--rank", "4"), of) != first
+
+
+def test_images_in_folders_of_trainers_count(tmp_path):
+    for name in ("a", "b"):
+        (tmp_path / name / "10_bear").mkdir(parents=True)
+        (tmp_path / name / "10_bear" / "1.png").write_text(name)
+        (tmp_path / name / ".hidden").mkdir()
+        (tmp_path / name / ".hidden" / "1.png").write_text("")
+    assert [cache.files_of(tmp_path / name) for name in "ab"] == [
+        [tmp_path / name / "10_bear" / "1.png"] for name in "ab"]
+
+
+def test_what_is_damaged_is_named(call, tmp_path, trained):
+    call(4)
+    for kind, name, content in (("scores", "scores.json", "{"), ("clips", "clip.png", ""),
+                                ("loras", "log.jsonl", "{")):
+        file = next((tmp_path / "out" / kind).glob(f"*/{name}"))
+        kept = file.read_bytes()
+        file.write_text(content)
+        if kind == "clips":
+            shutil.rmtree(tmp_path / "out/scores")
+        with pytest.raises(UserError, match=f"{file.parent.name}: is damaged .* makes it again"):
+            call(4)
+        file.write_bytes(kept)
+
+
+def test_a_process_that_is_killed_is_said(monkeypatch):
+    def killed(args):
+        failure = SimpleNamespace(exitcode=-9, timestamp=0)
+        raise ranks.ChildFailedError("name", {0: failure})
+    program = SimpleNamespace(__spec__=SimpleNamespace(name="customttt.paper.probe"))
+    monkeypatch.setitem(sys.modules, "__main__", program)
+    monkeypatch.setenv("OMP_NUM_THREADS", "2")      # start_ranks changes it
+    monkeypatch.setattr(ranks.torchrun, "main", killed)
+    monkeypatch.setattr(ranks.ChildFailedError, "format_msg", lambda self: "")
+    threads = torch.get_num_threads()
+    with pytest.raises(UserError, match="ended by signal 9 .* goes on where it was"):
+        ranks.start_ranks("cpu")
+    torch.set_num_threads(threads)
+
+
+def test_what_a_silent_process_says_of_a_flag_is_heard(monkeypatch, capfd):
+    def job():
+        sys.stderr.write("error: unrecognized arguments: --bogus\n")
+        raise SystemExit(2)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "1")
+    with pytest.raises(SystemExit):
+        ranks.shared([job, job], "jobs")
+    assert "--bogus" in capfd.readouterr().err
+
+
 def test_a_stopped_training_stops_the_table(tmp_path, monkeypatch, model_folder):
     monkeypatch.setattr(cache, "train", lambda stage, args: False)
     here = cache.Cache(tmp_path, ("--model", str(model_folder)), {})
@@ -288,9 +347,20 @@ def test_a_stopped_training_stops_the_table(tmp_path, monkeypatch, model_folder)
 def test_bad_input(protocol, tmp_path, call):
     with pytest.raises(UserError, match="--prompts 0: must be positive"):
         call(4, "--prompts", "0")
-    protocol.write_text(json.dumps({"groups": [{"images": "subject"}]}))
-    with pytest.raises(UserError, match="must have \"groups\", each with images, motion"):
-        tables.read_protocol(protocol)
+    with pytest.raises(UserError, match="--device foo: this machine has no such device"):
+        call(4, "--device", "foo")
+    group = json.loads(protocol.read_text())["groups"][0]
+    for groups, said in (
+            ([{"images": "subject"}], "must have \"groups\", each with images, motion"),
+            ([group | {"prompts": "p q"}], "and prompts, a list of them"),
+            ([group | {"images": 5}], "which are texts"),
+            ([group | {"video": "nowhere.mp4"}], "nowhere.mp4: no such file or folder"),
+            ([group | {"motion": "a ball moving"}], "\"a ball moving\" does not say"),
+            ([group | {"prompts": ["The bear is up"]}], "does not have the subject's words"),
+            ([group, group], "two groups have the same names")):
+        protocol.write_text(json.dumps({"groups": groups}))
+        with pytest.raises(UserError, match=said):
+            tables.read_protocol(protocol)
     with pytest.raises(UserError, match="nowhere: no such file or folder"):
         cache.files_of(tmp_path / "nowhere")
 

@@ -17,7 +17,8 @@ MOST_CHARACTERS = 10_000        # of a caption: a model reads 75 tokens of it
 MOST_NAMED = 6      # files left out that a warning names
 
 
-def find_files(paths: Sequence[str | Path], endings: set[str], what: str) -> list[Path]:
+def find_files(paths: Sequence[str | Path], endings: set[str], what: str,
+               flag: str = "--data") -> list[Path]:
     """Files as they are, folders replaced by the files in them that have one of the endings.
 
     Sub-folders that are called as trainers want them (`10_cat`) are looked into. A warning names
@@ -31,7 +32,7 @@ def find_files(paths: Sequence[str | Path], endings: set[str], what: str) -> lis
             found.append(path)
         else:
             raise UserError(f"{path}: no such file or folder; "
-                            f"--data names the {what}s to learn from")
+                            f"{flag} names {what}s, or folders of them")
     return found
 
 

@@ -3,18 +3,19 @@ by all tables. Any number of processes may work in one cache, and one that is st
 """
 
 import argparse
+import contextlib
 import hashlib
 import json
 import shlex
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
-from ..errors import UserError, writing
+from ..errors import UserError, in_words, writing
 from ..files.reading import read_json, write_json
 from ..recipes import Recipe
 from ..run.checkpoint import CHECKPOINT
@@ -103,10 +104,10 @@ def model_files(args: argparse.Namespace) -> list[Path]:
 
 
 def files_of(path: Path) -> list[Path]:
-    """The files of a folder, hidden ones aside; a file, and the text beside it."""
+    """The files in a folder, hidden ones aside; a file, and the text beside it."""
     if path.is_dir():
-        return sorted(each for each in path.iterdir()
-                      if each.is_file() and not each.name.startswith("."))
+        return sorted(each for each in path.rglob("*") if each.is_file() and not any(
+            part.startswith(".") for part in each.relative_to(path).parts))
     if not path.is_file():
         raise UserError(f"{path}: no such file or folder")
     return [path, *filter(Path.is_file, [path.with_suffix(".txt")])]
@@ -122,9 +123,20 @@ def values_of(recipe: Recipe, args: argparse.Namespace) -> dict:
 def seconds_of(folder: Path) -> float:
     """How long what is in a folder of the cache took; a LoRA's steps, those before a stop too."""
     log = folder / "log.jsonl"
-    if log.exists():
-        return sum(json.loads(line)["seconds"] for line in log.open(encoding="utf-8"))
-    return read_json(folder / MADE)["seconds"]
+    with intact(folder):
+        if log.exists():
+            return sum(json.loads(line)["seconds"] for line in log.open(encoding="utf-8"))
+        return read_json(folder / MADE)["seconds"]
+
+
+@contextlib.contextmanager
+def intact(folder: Path) -> Iterator[None]:
+    """While something is read that was made: if it cannot be, say what to do."""
+    try:
+        yield
+    except (OSError, ValueError, KeyError, UserError) as error:
+        raise UserError(f"{folder}: is damaged ({in_words(error)}); remove it, and the same "
+                        f"command makes it again") from error
 
 
 def write_result(result: dict, folder: Path, module: str, made: Sequence[Path]) -> None:

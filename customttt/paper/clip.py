@@ -3,6 +3,7 @@
 Axes: n images or prompts, d width.
 """
 
+import functools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ from ..files.tokenizers import read_tokenizer
 from ..model.clip import CLIP
 from ..model.config import TextConfig, VisionConfig
 from ..model.tokenizer import Tokenizer
+from ..run.data import fingerprint
 
 HEAD = 64       # channels of an attention head in all of OpenAI's CLIPs
 FILES = ("model.safetensors", "pytorch_model.bin")
@@ -68,12 +70,9 @@ def load_clip(path: str | Path, device: torch.device | str = "cpu") -> Embedder:
     and without one a head is 64 wide. vocab.json and merges.txt stand beside the file, or in the
     folder `tokenizer/` beside its folder. Raises UserError.
     """
-    path = Path(path)
-    file = next((path / name for name in FILES if (path / name).is_file()), path)
-    if not file.is_file():
-        raise UserError(f"--clip {path}: no CLIP there; give a folder with {FILES[0]} in it")
+    file, beside, folder = clip_files(Path(path))
     tensors, config = read_weights(file), {}
-    if (beside := file.with_name("config.json")).is_file():
+    if beside.is_file():
         config = read_json(beside)
         for tower in ("text_config", "vision_config"):
             check_fixed(config.get(tower) or {}, TEXT_FIXED, str(beside))
@@ -84,9 +83,25 @@ def load_clip(path: str | Path, device: torch.device | str = "cpu") -> Embedder:
         raise UserError(f"--clip {file}: not a CLIP as transformers' CLIPModel saves it (no "
                         f"{error} in it)") from error
     fill(clip, tensors, keys.public_clip, str(file), device)
-    folder = file.parent if (file.parent / "vocab.json").is_file() else file.parent.parent / (
-        "tokenizer")
     return Embedder(clip.eval(), read_tokenizer(folder, clip.text_model.config.length))
+
+
+def clip_files(path: Path) -> tuple[Path, Path, Path]:
+    """A CLIP's weights, its config.json, if there is one, and its tokenizer's folder."""
+    file = next((path / name for name in FILES if (path / name).is_file()), path)
+    if not file.is_file():
+        raise UserError(f"--clip {path}: no CLIP there; give a folder with {FILES[0]} in it")
+    own = (file.parent / "vocab.json").is_file()
+    return file, file.with_name("config.json"), (
+        file.parent if own else file.parent.parent / "tokenizer")
+
+
+@functools.cache
+def clip_fingerprint(path: Path) -> str:
+    """SHA-256 of all that `load_clip` reads."""
+    file, config, folder = clip_files(path)
+    words = [folder / name for name in ("vocab.json", "merges.txt", "tokenizer.json")]
+    return fingerprint([file, *(each for each in (config, *words) if each.is_file())])
 
 
 def architecture(tensors: Mapping, config: dict) -> tuple[TextConfig, VisionConfig, int]:

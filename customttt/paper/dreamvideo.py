@@ -66,6 +66,8 @@ def word_step(unet: UNet, z: Tensor, encode: Callable[[], Tensor], settings: dic
 
 def prepare_word(model: Model, settings: dict, args: Namespace) -> Job:
     job = prepare_spatial(model, settings | NO_LORA, args)
+    if not job.prompt.split():
+        raise UserError("--prompt: has no words; its last one is where the learned word begins")
     # "a teddy bear": bear. The UNet keeps it: the text encoder is freed before training.
     model.unet.word = put_word(model, start=job.prompt.split()[-1])
     encoder: TextEncoder = model.text_encoder
@@ -144,8 +146,8 @@ def identity_step(unet: UNet, z: Tensor, c: Tensor, settings: dict, draw: Draws,
 
 def add_motion_flags(parser: ArgumentParser) -> None:
     add_data_flags(parser)
-    parser.add_argument("--clip", type=Path, default=Path("weights/tiny/clip"), metavar="M",
-                        help="CLIP whose image embeddings guide the motion (default: %(default)s)")
+    parser.add_argument("--clip", type=Path, metavar="M", help="CLIP whose image embeddings guide "
+                        "the motion (default: clip/ in the model's folder)")
 
 
 def prepare_motion(model: Model, settings: dict, args: Namespace) -> Job:
@@ -153,7 +155,7 @@ def prepare_motion(model: Model, settings: dict, args: Namespace) -> Job:
     the VAE gives it back."""
     job = prepare_temporal(model, settings | NO_LORA, args)
     z, c = job.inputs
-    embedder = load_clip(args.clip, model.device)
+    embedder = load_clip(args.clip or Path(args.model) / "clip", model.device)
     a = torch.stack([embedder.embed_images(to_images(decode_frames(model, each[None])))
                      for each in z])                                         # (n f d_a)
     put_motion(model.unet, a.shape[2])
@@ -207,7 +209,7 @@ def recipe(base: Recipe, rate: float, steps: int, tiny_rate: float,
     return Recipe({k: v for k, v in base.full.items() if k not in lora} | own | more,
                   {k: v for k, v in base.tiny.items() if k not in lora and k != "steps"} | {
                       "learning_rate": Setting(tiny_rate, "tiny: learns in the steps below"),
-                      "steps": Setting(250, "tiny: as the stages of CustomTTT")})
+                      "steps": Setting(250, "tiny: minutes on a CPU")})
 
 
 FOUR = {"batch_size": Setting(4, "VGen", "images a step")}

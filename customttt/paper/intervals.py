@@ -25,7 +25,8 @@ def interval(values: Sequence[float]) -> tuple[float, float]:
 def shown(values: Sequence[float], form: str = "{:.3f}") -> str:
     """ "0.612 ± 0.034" """
     mean, half = interval(values)
-    return form.format(mean) + ("" if math.isnan(half) else f" ± {half:.3f}")
+    return form.format(mean) + ("" if math.isnan(half) else
+                                f" ± {form.replace('+', '').format(half)}")
 
 
 def pearson(x: Tensor, y: Tensor) -> float:
@@ -33,13 +34,13 @@ def pearson(x: Tensor, y: Tensor) -> float:
     return torch.corrcoef(torch.stack([x, y]))[0, 1].item()
 
 
-def ranks(x: Tensor) -> Tensor:
-    """Places of (n) in order; equal ones share theirs."""
+def places(x: Tensor) -> Tensor:
+    """Of each of (n) its place in order; equal ones share theirs."""
     return ((x[:, None] > x).sum(1) + (x[:, None] >= x).sum(1) - 1) / 2
 
 
 def spearman(x: Tensor, y: Tensor) -> float:
-    return pearson(ranks(x), ranks(y))
+    return pearson(places(x), places(y))
 
 
 def bootstrap(of: Callable[[Tensor, Tensor], float], x: Tensor, y: Tensor, groups: Sequence[str],

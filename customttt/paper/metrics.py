@@ -16,6 +16,7 @@ the tiny world's own. Axes: f frames, d width, n and m tracks, t frames of a tra
 """
 
 import argparse
+import contextlib
 import functools
 import statistics
 import warnings
@@ -24,14 +25,15 @@ from pathlib import Path
 
 import av
 import torch
-from PIL import Image
+from PIL import Image, ImageSequence, UnidentifiedImageError
 from torch import Tensor
 
 from ..errors import UserError, check_writable, in_words, run
 from ..files.reading import write_json
 from ..media.clips import as_frames, to_images
 from ..media.find import IMAGE_ENDINGS, find_files
-from ..media.videos import read_video
+from ..media.videos import ANIMATED, read_video
+from ..run.options import device_named
 from .clip import Embedder, load_clip
 from .tracks import FILES, SIDE, TRACKERS, read_tracks
 
@@ -142,6 +144,9 @@ def fidelity_scores(tracks: Tensor, reference: Tensor) -> dict[str, float]:
 def read_frames(path: Path) -> list[Image.Image]:
     """Every frame of a video file as it is stored, as the reference reads it."""
     try:
+        with contextlib.suppress(UnidentifiedImageError), \
+                Image.open(path, formats=ANIMATED) as image:
+            return [frame.convert("RGB") for frame in ImageSequence.Iterator(image)]
         with av.open(str(path)) as container:
             return [frame.to_image() for frame in container.decode(video=0)]
     except (OSError, av.FFmpegError, IndexError, ValueError) as error:
@@ -200,6 +205,14 @@ def parse() -> argparse.Namespace:
         if given and len(given) != len(args.videos) and not (flag == "--prompt" and len(given) < 2):
             raise UserError(f"{flag}: {len(given)} for {len(args.videos)} videos; give one for "
                             f"each")
+    if twice := [video for video in args.videos if args.videos.count(video) > 1]:
+        raise UserError(f"{twice[0]}: given twice; give each video once")
+    if args.tracks and args.reference is None:
+        raise UserError("--tracks: are held against those of --reference, which is not given")
+    if args.images and args.definition == "loveu":
+        raise UserError("--images: LOVEU has no score against images; leave them out, or "
+                        "--definition loveu")
+    device_named(args.device)
     return args
 
 
@@ -208,7 +221,8 @@ def main() -> None:
     if args.output is not None:
         check_writable(args.output)
     embedder = load_clip(args.clip, args.device)
-    images = [open_image(file) for file in find_files(args.images, IMAGE_ENDINGS, "image")]
+    images = [open_image(file)
+              for file in find_files(args.images, IMAGE_ENDINGS, "image", "--images")]
     prompts = args.prompt or [None]
     rows = {}
     for k, video in enumerate(args.videos):

@@ -28,16 +28,16 @@ from ..errors import UserError, run
 from ..files.reading import read_json, write_json
 from ..media.clips import contact_sheet, to_images, write_video
 from ..model.model import Model
-from ..run.data import fingerprint, require_motion
-from ..run.options import add_model_flags, add_recipe_flags, chosen_settings, open_model
+from ..run.data import require_motion
+from ..run.options import chosen_settings, open_model
 from ..sampling import sample_video
-from .cache import OUTPUT, Cache, files_of, open_cache, write_result
-from .clip import Embedder, load_clip
+from .cache import Cache, open_cache, write_result
+from .clip import Embedder, clip_fingerprint, load_clip
 from .figures import draw_grid, draw_heat_map
+from .flags import SAMPLED, add_shared_flags, check_shared
 from .intervals import interval, shown
 from .metrics import clip_t
 from .ranks import shared, start_ranks
-from .rows import SAMPLED
 from .tracks import evaluation_package
 
 GRIDS, COLUMNS = 2, 4                       # pairs whose clips are drawn, frames of each
@@ -136,31 +136,29 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("kind", choices=list(FIRST))
-    add_model_flags(parser)
-    parser.add_argument("--clip", type=Path, default=Path("weights/tiny/clip"), metavar="M",
-                        help="folder or file of a CLIP (default: %(default)s)")
+    add_shared_flags(parser)
     parser.add_argument("--pairs", type=Path, metavar="FILE", help="lines \"p | p*\"")
     parser.add_argument("--number", type=int, default=100, help="of pairs (default: %(default)s)")
     parser.add_argument("--first", type=int, choices=LAYERS, metavar="I",
                         help="layer that the second probe keeps (default: 6, of motions 2)")
-    parser.add_argument("--output", type=Path, default=OUTPUT, metavar="FOLDER",
-                        help="default: %(default)s")
-    add_recipe_flags(parser, SAMPLED)
     parser.set_defaults(steps=None)     # nothing is trained
-    return parser.parse_args()
+    args = parser.parse_args()
+    check_shared(args)
+    return args
 
 
 def draw(result: dict, folders: Sequence[Path], output: Path) -> None:
     """The heat map, and a grid for each pair whose clips were drawn."""
     first, names = result["first"], list(conditions(result["first"]))
+    picture = f"{result['name']}-seed-{result['seed']}"
     means = {name: interval(gains(result, name))[0] for name in names}
     draw_heat_map([[means[str(i)] for i in LAYERS],
                    [means[str(i) if i == first else f"{first} and {i}"] for i in LAYERS]],
                   ["i", f"{first} and i"], f"{result['kind']}: gain in CLIP-T(p*) over no probe, "
-                  f"{len(folders)} pairs", output / f"{result['name']}-heat.png")
+                  f"{len(folders)} pairs", output / f"{picture}-heat.png")
     for k, (((p, star), _), folder) in enumerate(zip(result["pairs"][:GRIDS], folders)):
         draw_grid(folder / "clips.png", names, f"p: {p}; p*: {star}",
-                  output / f"{result['name']}-grid-{k}.png")
+                  output / f"{picture}-grid-{k}.png")
 
 
 def main() -> None:
@@ -179,7 +177,7 @@ def main() -> None:
     for k, pair in enumerate(pairs):
         seed = stream_seed(args.seed, f"probe {k}")
         told = {"pair": pair, "first": first, "noise": seed, "sampled": settings,
-                "clip's weights": fingerprint(files_of(args.clip))}
+                "judge": clip_fingerprint(args.clip)}
         probe = partial(probe_pair, model, embedder, pair, first, settings, seed)
         jobs.append(partial(probe_once, cache, told, probe, k < GRIDS))
     folders = shared(jobs, f"{args.kind} pairs")

@@ -14,28 +14,36 @@ from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from tqdm import tqdm
 
+from ..errors import UserError
+
 Result = TypeVar("Result")
 LOCAL = 2       # processes of one thread that a command on a CPU becomes by itself
 
 
 def start_ranks(device: str) -> None:
     """Called once the flags are checked. A command on a CPU that torchrun did not start begins
-    again under it, and ends here; a GPU is given to each process."""
+    again under it, and ends here. On a CPU each process has one thread: with another number sums
+    round otherwise, and results would differ in their last digits."""
     module = getattr(sys.modules["__main__"].__spec__, "name", "")
+    if device != "cpu" or not module.startswith("customttt."):
+        return
+    torch.set_num_threads(1)
     if "LOCAL_RANK" in os.environ:
-        if torch.device(device).type == "cuda":
-            torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    elif device == "cpu" and module.startswith("customttt."):
-        os.environ["OMP_NUM_THREADS"] = "1"
-        logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
-        try:
-            torchrun.main(["--standalone", "--nproc-per-node", str(LOCAL), "-m", "--", module,
-                           *sys.argv[1:]])      # "--": else it takes flags for its own, cut short
-        except ChildFailedError:        # it said why
-            sys.exit(2)
-        except SignalException:
-            sys.exit(130)
-        sys.exit()
+        return
+    os.environ["OMP_NUM_THREADS"] = "1"
+    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
+    try:
+        torchrun.main(["--standalone", "--nproc-per-node", str(LOCAL), "-m", "--", module,
+                       *sys.argv[1:]])      # "--": else it takes flags for its own, cut short
+    except ChildFailedError as error:       # it said why, unless it was killed
+        _, first = error.get_first_failure()
+        if first.exitcode < 0:
+            raise UserError(f"a process was ended by signal {-first.exitcode} (is the memory "
+                            f"full?); the same command goes on where it was") from error
+        sys.exit(2)
+    except SignalException:
+        sys.exit(130)
+    sys.exit()
 
 
 def rank_of_ranks() -> tuple[int, int]:
@@ -52,10 +60,13 @@ def shared(jobs: Sequence[Callable[[], Result]], title: str) -> list[Result] | N
     rank, ranks = rank_of_ranks()
     start, end = (len(jobs) * (rank + i) // ranks for i in (0, 1))
     order = [*range(start, end), *(reversed(range(end, len(jobs))) if rank == 0 else ())]
-    results = {}
-    with contextlib.redirect_stdout(io.StringIO()), contextlib.ExitStack() as quiet:
-        if rank:        # one progress bar is enough
-            quiet.enter_context(contextlib.redirect_stderr(io.StringIO()))
-        for k in tqdm(order, title):
-            results[k] = jobs[k]()
+    results, hidden = {}, io.StringIO()
+    with contextlib.redirect_stdout(io.StringIO()), \
+            contextlib.redirect_stderr(hidden if rank else sys.stderr):     # one bar is enough
+        try:
+            for k in tqdm(order, title):
+                results[k] = jobs[k]()
+        except SystemExit:      # argparse has said why
+            print(hidden.getvalue()[-1000:], file=sys.__stderr__)
+            raise
     return [results[k] for k in range(len(jobs))] if rank == 0 else None

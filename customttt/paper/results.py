@@ -3,9 +3,9 @@
   python -m customttt.paper.results [--made output/paper] [--kept docs/results]
 
 Copies the results of --made, if there are any (.json; of the probe also .png), to --kept, and draws
-from what is there: KEPT.md, and a picture of each table. Seeds of one table are put together. What
-the paper says and what is found here stand side by side, and where the two differ in sign, or an
-interval is too wide to tell, the page says so.
+from what is there: KEPT.md, and a picture of each table. Seeds of one table are put together, if
+all else that made them is the same. What the paper says and what is found here stand side by side,
+and where the two differ in sign, or an interval is too wide to tell, the page says so.
 """
 
 import argparse
@@ -28,10 +28,20 @@ TITLES = {      # name of a result -> its title, in the order of the page
     "student": "What test-time training does to its student"}
 
 
+SAME = ("rows", "metrics", "first", "made of", "scored with")       # in all seeds of a result
+
+
 def copy(made: Path, kept: Path) -> None:
-    for file in sorted([*made.glob("*.json"), *made.glob("*.png")]):
-        with writing(kept / file.name) as temporary:
-            shutil.copyfile(file, temporary)
+    for name in TITLES:
+        for file in sorted(made.glob(f"{name}-seed-*")):
+            with writing(kept / file.name) as temporary:
+                shutil.copyfile(file, temporary)
+
+
+def sameness(result: dict) -> dict:
+    """What two seeds of a result have in common, if they can be put together."""
+    made = {key: value for key, value in result.get("made of", {}).items() if key != "seed"}
+    return {key: result.get(key) for key in SAME} | {"made of": made}
 
 
 def read_results(kept: Path) -> dict[str, tuple[dict, list[dict]]]:
@@ -44,10 +54,10 @@ def read_results(kept: Path) -> dict[str, tuple[dict, list[dict]]]:
         items = list(result)[-1]        # the clips, or the pairs
         if result["name"] in found:
             first, runs = found[result["name"]]
-            if [first[key] for key in first if key in ("rows", "metrics")] != [
-                    result[key] for key in first if key in ("rows", "metrics")]:
-                raise UserError(f"{file}: has other rows or metrics than the other seeds' results; "
-                                f"make them with one version")
+            for key, value in sameness(first).items():
+                if value != sameness(result)[key]:
+                    raise UserError(f"{file}: \"{key}\" is not that of the other seeds' results; "
+                                    f"make all with the same model, flags and version")
             first[items] += result[items]
             runs.append(told)
         else:
@@ -66,12 +76,13 @@ def section(title: str, result: dict, runs: list[dict], kept: Path) -> list[str]
         lines += [f"    {told['command']}", "", f"Seconds of one process: {took}.", ""]
     name = result["name"]
     if "pairs" in result:
-        pictures = sorted(file.name for file in kept.glob(f"{name}-*.png"))
+        pictures = sorted(file.name for file in kept.glob(f"{name}-seed-*.png"))
         return [*lines, f"{len(result['pairs'])} pairs.", "", probe.table(result), "",
                 *(f"![{title}]({kept.name}/{each})" for each in pictures), ""]
     groups = {group for _, group, _, _ in result["clips"]}
     lines += [f"{len(result['clips'])} clips of {len(groups)} groups; 95% intervals over the "
-              f"groups; in brackets the paper's figure.", "", tables.text(result), ""]
+              f"groups" + ("; in brackets the paper's figure." if name in tables.PAPER else "."),
+              "", tables.text(result), ""]
     if "correlations" in result:
         lines += [tables.correlation_text(result), ""]
     if found := tables.verdicts(result):

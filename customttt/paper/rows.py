@@ -5,6 +5,7 @@ again. A group is a subject, a motion and the prompts that join them.
 """
 
 import argparse
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,19 +21,19 @@ from ..files.lora_files import load_lora
 from ..files.reading import read_json, write_json
 from ..media.clips import to_images, write_video
 from ..media.find import IMAGE_ENDINGS, find_files
-from ..recipes import EVERYWHERE, SAMPLING, SMALL, Recipe
+from ..recipes import SAMPLING
 from ..run.data import fingerprint
 from ..run.options import chosen_settings, open_model
 from ..sampling import sample_video
 from ..stages import STAGES
-from .cache import Cache, files_of, values_of
-from .clip import load_clip
+from .cache import Cache, files_of, intact, values_of
+from .clip import clip_fingerprint, load_clip
 from .dreamvideo import WORD, load_dreamvideo, sample_dreamvideo
+from .flags import SAMPLED
 from .metrics import clip_scores, fidelity_scores, open_image, reference_tracks
 from .systems import COMPARED
 from .tracks import TRACKERS
 
-SAMPLED = Recipe(EVERYWHERE, SMALL)     # what a clip is sampled with
 FPS = SAMPLING.full["fps"].value
 
 
@@ -148,8 +149,8 @@ class Bench(NamedTuple):
         if "dreamvideo-word" in files:
             load_dreamvideo(model, *files.values())
             guide = load_clip(self.args.clip, model.device).embed_images(group.subject_images()[:1])
-            return sample_dreamvideo(model, prompt.replace(group.subject, f"a {WORD}"), guide,
-                                     **arguments)
+            worded = re.sub(rf"\b{re.escape(group.subject)}\b", f"a {WORD}", prompt)
+            return sample_dreamvideo(model, worded, guide, **arguments)
         for file, scale in zip(files.values(), row.scales):
             load_lora(model.unet, file, scale)
         return sample_video(model, prompt, **arguments)
@@ -163,14 +164,15 @@ class Bench(NamedTuple):
             folder = self.cache.made(
                 f"scores/{scorer.name}", told | scorer.told, lambda folder: write_json(
                     scorer.score(read_clip(clip), unit, loras), folder / "scores.json"))
-            scores |= read_json(folder / "scores.json")
+            with intact(folder):
+                scores |= read_json(folder / "scores.json")
             made.append(folder)
         return scores, made
 
 
 def read_clip(folder: Path) -> Tensor:
     """uint8 (f H W 3) of a clip's squares in a row."""
-    with Image.open(folder / "clip.png") as image:
+    with intact(folder), Image.open(folder / "clip.png") as image:
         pixels = torch.frombuffer(bytearray(image.convert("RGB").tobytes()), dtype=torch.uint8)
         return rearrange(pixels, "(h f w c) -> f h w c", h=image.height, w=image.height, c=3)
 
@@ -187,5 +189,5 @@ def paper_scorer(args: argparse.Namespace) -> Scorer:
         tracks = TRACKERS[args.tracker](frames)
         return scores | (fidelity_scores(tracks, reference) if len(tracks) else
                          dict.fromkeys(("motion fidelity", "motion fidelity (published)"), 0.0))
-    told = {"clip's weights": fingerprint(files_of(args.clip)), "tracker": args.tracker}
+    told = {"judge": clip_fingerprint(args.clip), "tracker": args.tracker}
     return Scorer("paper", told, score)

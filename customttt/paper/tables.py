@@ -17,17 +17,18 @@ paper's figures and written, with all scores (table-4-seed-0.json). Another --se
 """
 
 import argparse
+import re
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
 from ..errors import UserError, run
 from ..files.reading import read_json
-from ..run.options import add_model_flags, add_recipe_flags
-from .cache import OUTPUT, open_cache, write_result
+from .cache import open_cache, write_result
+from .flags import add_shared_flags, check_shared
 from .intervals import interval, shown
 from .ranks import shared, start_ranks
-from .rows import SAMPLED, Bench, Group, Row, Scorer, Unit, paper_scorer
+from .rows import Bench, Group, Row, Scorer, Unit, paper_scorer
 from .systems import SYSTEMS
 from .tracks import TRACKERS, evaluation_package
 
@@ -50,8 +51,8 @@ TABLES = {
     4: [Row(AS_THEY_ARE),
         *(Row(f"{n} reference steps", ttt=("--reference-steps", str(n))) for n in (1, 3, 5, 10))],
 }
-# Whose difference the paper speaks of: in each table the last row that it has, and the others;
-# and whether ours is above the base model, which the paper leaves out.
+# Whose difference the paper speaks of: its choice, and the others; and whether ours is above the
+# base model, which the paper leaves out.
 COMPARED_WITH = {1: (OURS, [BASE, *SYSTEMS]),
                  3: (TABLES[3][3].name, [row.name for row in TABLES[3][:3]]),
                  4: ("5 reference steps", [AS_THEY_ARE, "10 reference steps"])}
@@ -70,14 +71,34 @@ PAPER = {       # the supplement's figures, in the order of METRICS
 
 
 def read_protocol(path: Path) -> list[Group]:
-    groups = read_json(path).get("groups")
-    if not isinstance(groups, list) or not groups or not all(
-            isinstance(group, dict) and group.keys() == KEYS and group["prompts"]
-            for group in groups):
-        raise UserError(f"--protocol {path}: must have \"groups\", each with "
-                        f"{', '.join(sorted(KEYS))}")
-    return [Group(path.parent / group["images"], group["subject"], path.parent / group["video"],
-                  group["motion"], tuple(group["prompts"])) for group in groups]
+    given = read_json(path).get("groups")
+    if not isinstance(given, list) or not given or not all(map(is_group, given)):
+        raise UserError(f"--protocol {path}: must have \"groups\", each with images, motion, "
+                        f"subject and video, which are texts, and prompts, a list of them")
+    groups = [Group(path.parent / each["images"], each["subject"], path.parent / each["video"],
+                    each["motion"], tuple(each["prompts"])) for each in given]
+    for group in groups:
+        for file in (group.images, group.video):
+            if not file.exists():
+                raise UserError(f"--protocol {path}: {file}: no such file or folder")
+        if " is " not in group.motion:
+            raise UserError(f"--protocol {path}: the motion \"{group.motion}\" does not say "
+                            f"\"... is ...\"")
+        for prompt in group.prompts:
+            if not re.search(rf"\b{re.escape(group.subject)}\b", prompt):
+                raise UserError(f"--protocol {path}: the prompt \"{prompt}\" does not have the "
+                                f"subject's words, \"{group.subject}\"")
+    if len({group.name for group in groups}) < len(groups):
+        raise UserError(f"--protocol {path}: two groups have the same names of images and video; "
+                        f"name the files apart")
+    return groups
+
+
+def is_group(given) -> bool:
+    return (isinstance(given, dict) and given.keys() == KEYS
+            and isinstance(given["prompts"], list) and bool(given["prompts"])
+            and all(isinstance(text, str) and text
+                    for text in (*given["prompts"], *(given[key] for key in KEYS - {"prompts"}))))
 
 
 # ---------------------------------------------------------------------------------- a result
@@ -152,11 +173,11 @@ def verdicts(result: dict) -> list[str]:
             mean, half = interval(here)
             if abs(mean) > half:
                 said = "as the paper" if mean * paper > 0 else "**against the paper**"
-            elif half > 0:
+            elif len(here) == 1:
+                said = "undecided: one group has no interval"
+            else:
                 said = (f"undecided; an interval as narrow as the paper's difference takes about "
                         f"{len(here) * (half / paper) ** 2:.0f} groups")
-            else:
-                said = "undecided: one group has no interval"
             found.append(f"{metric}, *{a}* minus *{b}*: {paper:+.3f} in the paper, "
                          f"{shown(here, '{:+.3f}')} here: {said}.")
     return found
@@ -205,22 +226,15 @@ def make_table(args: argparse.Namespace, table: int, groups: Sequence[Group],
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
     """What all that trains, samples and scores shares."""
-    add_model_flags(parser)
-    parser.add_argument("--clip", type=Path, default=Path("weights/tiny/clip"), metavar="M",
-                        help="folder or file of a CLIP (default: %(default)s)")
+    add_shared_flags(parser)
     parser.add_argument("--tracker", choices=list(TRACKERS), default="lucas-kanade")
-    parser.add_argument("--output", type=Path, default=OUTPUT, metavar="FOLDER",
-                        help="default: %(default)s")
     parser.add_argument("--prompts", type=int, metavar="N",
                         help="the first N of each group's alone (default: all)")
     parser.add_argument("--steps", type=int, metavar="N", help="of each training, to try it out")
-    add_recipe_flags(parser, SAMPLED)
 
 
 def check(args: argparse.Namespace) -> None:
-    """Raise UserError now, and not after hours of work."""
-    if args.prompts is not None and args.prompts < 1:
-        raise UserError(f"--prompts {args.prompts}: must be positive")
+    check_shared(args)
     if args.tracker == "lucas-kanade":
         evaluation_package("cv2")
 

@@ -27,7 +27,7 @@ def evaluation_package(name: str):
     try:
         return importlib.import_module(name)
     except ImportError as error:
-        raise UserError(f"{name} is not installed: pip install 'customttt[eval]'") from error
+        raise UserError(f"{name} is not installed: pip install -e \".[eval]\"") from error
 
 
 def resized(frames: Sequence[Image.Image]) -> Tensor:
@@ -94,7 +94,7 @@ def read_tracks(path: str | Path) -> Tensor:
         numpy = evaluation_package("numpy")
         try:
             tracks = torch.from_numpy(numpy.load(path, allow_pickle=False))
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, TypeError, EOFError) as error:
             raise UserError(f"{path}: cannot be read as tracks ({error})") from error
     else:
         tensors = list(read_tensors(path).values())

@@ -3,12 +3,10 @@
   identity     how much of the subject's colours is right: 1 - half the L1 distance between two
                palettes (shares of the subject's pixels nearest to each colour), the clip's and the
                rendered truth's
-  CLIP-I       mean cosine of the tiny CLIP's embeddings of the frames and of images of the subject
   motion       agreement of the measured trajectory with the true one (`trajectory_agreement`)
   CLIP-T       mean cosine of the embeddings of the frames and of the truth's caption, which names
                the colours that the prompt leaves to the images
   words        of subject and scene, the share that CLIP's zero-shot choice gets right
-  consistency  mean cosine of the embeddings of consecutive frames
 
 Axes: f frames, H W pixels.
 """
@@ -24,9 +22,9 @@ from ..world.clips import SCENES, Clip, make_clip, render
 from ..world.motions import HELD_OUT_MOTIONS, Motion, trajectory_agreement
 from ..world.subjects import COLOURS, HELD_OUT_SUBJECTS
 
-METRICS = ("identity", "CLIP-I", "motion", "CLIP-T", "words", "consistency")
+METRICS = ("identity", "motion", "CLIP-T", "words")
 STILL = Motion("standing still", "standing still")
-TRUTHS = 4      # rendered images of the subject that a clip is held against
+IMAGES = 4      # rendered, of the subject, that a clip is held against
 # The trajectory of "pendulum" stands still, so that agreement with it would say nothing.
 MOVING = tuple(name for name in HELD_OUT_MOTIONS if name != "pendulum")
 
@@ -91,15 +89,13 @@ def score(judge: Judge, combination: Combination, frames: Tensor, seed: int) -> 
     subject, motion = HELD_OUT_SUBJECTS[combination.subject], HELD_OUT_MOTIONS[combination.motion]
     generator = Generator().manual_seed(seed)
     truths = [render(make_clip(subject, STILL, combination.scene, generator), [0])
-              for _ in range(TRUTHS)]
+              for _ in range(IMAGES)]
     true_palette = torch.stack([palette(truth) for truth in truths]).mean(0)
     path = Clip(subject, motion, combination.scene, (32.0, 32.0), 14.0, 0.0, 0).trajectory()
-    embedded, images = judge.embed_frames(frames), judge.embed_frames(torch.cat(truths))
+    embedded = judge.embed_frames(frames)
     chosen = judge.choices(frames, subject, combination.scene)
     return {"identity": 1 - (palette(frames) - true_palette).abs().sum().item() / 2,
-            "CLIP-I": (embedded @ images.T).mean().item(),
             "motion": trajectory_agreement(measure_trajectory(frames), path[:len(frames), :3]),
             "CLIP-T": (embedded @ judge.embed_captions([combination.caption]).T).mean().item(),
             "words": ((chosen["kind"] == subject.kind)
-                      + (chosen["scene"] == combination.scene)) / 2,
-            "consistency": judge.consistency(frames)}
+                      + (chosen["scene"] == combination.scene)) / 2}

@@ -22,7 +22,6 @@ from torch import Generator, Tensor
 from ...diffusion import add_noise
 from ...draws import Draws
 from ...errors import run
-from ...files.load import load_model
 from ...files.lora_files import load_lora
 from ...files.reading import read_metadata
 from ...lora import lora_on
@@ -32,6 +31,7 @@ from ...model.unet import UNet
 from ...paper import tables
 from ...paper.rows import Row, Scorer, Unit
 from ...run.data import Texts
+from ...run.options import open_model
 from ...sampling import decode_frames, latent_shape
 from ...stages import TEACHERS, noising_timesteps, reference_timesteps, ttt_step
 from ..pretraining.judge import Judge, as_pixels
@@ -98,7 +98,7 @@ def preservation(unet: UNet, texts: Texts, shape: tuple[int, ...],
 def student_scorer(args: argparse.Namespace) -> Scorer:
     """Of a row with test-time training; shares in percent."""
     def scores(clip: Tensor, unit: Unit, loras: dict[str, Path]) -> dict[str, float]:
-        model = load_model(args.model)
+        model, _ = open_model(args)
         for name, file in zip((*TEACHERS, *STUDENT), loras.values()):
             load_lora(model.unet, file, name=name)
         told = read_metadata(loras["ttt"])
@@ -135,6 +135,7 @@ def main() -> None:
     parser.add_argument("settings", nargs="*", help="flags of the ttt stage")
     tables.add_flags(parser)
     args = parser.parse_args()
+    tables.check(args)
     rows = [Row(each or "as it is", ttt=tuple(shlex.split(each))) for each in args.settings or [""]]
     groups = write_protocol(args.output / PROTOCOL)
     tables.make(args, "student", tables.units_of(rows, groups), [student_scorer(args)], [],

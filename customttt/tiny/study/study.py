@@ -19,9 +19,8 @@ from pathlib import Path
 from torch import Generator, Tensor
 
 from ...paper import tables
-from ...paper.cache import files_of
+from ...paper.clip import clip_fingerprint
 from ...paper.rows import Group, Row, Scorer, Unit, paper_scorer
-from ...run.data import fingerprint
 from ..pretraining.judge import Judge
 from ..world.clips import make_clip, render
 from ..world.motions import HELD_OUT_MOTIONS
@@ -60,7 +59,7 @@ def truth_scorer(args: argparse.Namespace) -> Scorer:
         return {"true identity": own["identity"], "true motion": own["motion"],
                 "another's identity": another["identity"], "another's motion": another["motion"],
                 "words": own["words"], "CLIP-T (truth)": own["CLIP-T"]}
-    told = {"judge's weights": fingerprint(files_of(Path(args.model) / "clip")),
+    told = {"judge": clip_fingerprint(Path(args.model) / "clip"),
             "CLIP-T (truth)": "the caption with the subject's colours"}
     return Scorer("truth", told, scores)
 

@@ -1,0 +1,39 @@
+"""What the commands of the tables and of the probe share: their flags, and what is wrong with
+them."""
+
+import argparse
+import os
+from pathlib import Path
+
+import torch
+
+from ..errors import UserError
+from ..recipes import EVERYWHERE, SMALL, Recipe
+from ..run.options import add_model_flags, add_recipe_flags, device_named
+from .cache import OUTPUT
+
+SAMPLED = Recipe(EVERYWHERE, SMALL)     # what a clip is sampled with
+COUNTS = ("prompts", "number", "combinations", "images", "steps")       # flags, in one or another
+
+
+def add_shared_flags(parser: argparse.ArgumentParser) -> None:
+    add_model_flags(parser)
+    parser.add_argument("--clip", type=Path, metavar="M",
+                        help="folder or file of the CLIP that judges (default: clip/ in the "
+                        "model's folder)")
+    parser.add_argument("--output", type=Path, default=OUTPUT, metavar="FOLDER",
+                        help="default: %(default)s")
+    add_recipe_flags(parser, SAMPLED)
+
+
+def check_shared(args: argparse.Namespace) -> None:
+    """Raise UserError now, and not after hours of work. Fills in --clip; under torchrun each
+    process gets its own GPU."""
+    for name in COUNTS:
+        value = getattr(args, name, None)
+        if value is not None and value < 1:
+            raise UserError(f"--{name} {value}: must be positive")
+    if "LOCAL_RANK" in os.environ and args.device == "cuda" and torch.cuda.is_available():
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    device_named(args.device)
+    args.clip = args.clip or Path(args.model) / "clip"
