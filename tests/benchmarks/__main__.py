@@ -56,8 +56,14 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=1, help="timed runs a process (default: 1)")
     parser.add_argument("--before", type=Path, metavar="CHECKOUT")
     parser.add_argument("--small", action="store_true", help="small random weights, to try this")
-    parser.add_argument("--output", type=Path, default=ROOT / "docs" / "performance.md")
+    parser.add_argument("--output", type=Path, help="where the table goes (default: "
+                        "docs/performance.md; with --small it must be given)")
     args = parser.parse_args()
+    if args.output is None:
+        if args.small:
+            raise UserError("--output: name a file, so that a trial does not replace what was "
+                            "measured; it may be empty")
+        args.output = ROOT / "docs" / "performance.md"
     if unknown := set(args.rows) - ABOUT.keys():
         raise UserError(f"{min(unknown)}: no row of the benchmark; there are {', '.join(ABOUT)}")
     if not args.output.exists():
