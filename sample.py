@@ -30,7 +30,7 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     add_model_flags(parser)
-    parser.add_argument("--lora", nargs="*", metavar="FILE[:SCALE]",
+    parser.add_argument("--lora", nargs="*", action="extend", metavar="FILE[:SCALE]",
                         help="LoRA files, or folders that train.py wrote (default: output/ttt)")
     parser.add_argument("--prompt", help="default: the one that the last LoRA was trained for")
     parser.add_argument("--negative-prompt", default="")
@@ -52,6 +52,8 @@ def main() -> None:
     loras = args.lora
     if loras is None:
         loras = [JOINED] if JOINED.exists() else []
+        if not loras:
+            print(f"no LoRA: there is no {JOINED}, and no --lora")
     prompt = apply_loras(model, loras)
     if args.prompt is not None:
         prompt = args.prompt

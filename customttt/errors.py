@@ -144,6 +144,8 @@ def writing(path: str | Path):
 
 def check_writable(path: str | Path) -> None:
     """Raise UserError now, and not after hours of work, if `path` could not be written."""
+    if Path(path).is_dir():
+        raise UserError(f"{path}: is a folder; name a file")
     with contextlib.suppress(_OnlyAsked), writing(path):
         raise _OnlyAsked
 

@@ -137,6 +137,7 @@ def test_loras_add_up_with_their_scales(run_sample, trained, tmp_path):
     assert (halves.int() - whole.int()).abs().max() <= 1
     both = run_sample("--lora", subject, "output/temporal:20")
     assert not torch.equal(both, whole)
+    assert torch.equal(both, run_sample("--lora", subject, "--lora", "output/temporal:20"))
 
 
 @pytest.mark.parametrize("given, path, scale", [

@@ -135,6 +135,12 @@ def test_fps_that_the_format_cannot_hold_is_refused_before_the_work(call, place,
     assert written(place) == []
 
 
+def test_an_output_that_is_a_folder_is_refused_before_the_work(call, place, monkeypatch):
+    monkeypatch.setattr("sample.sample_latents", None)
+    (place / "out/clip.mp4").mkdir(parents=True)
+    assert_refused(call("sample", "--output", place / "out/clip.mp4"), "clip.mp4: is a folder")
+
+
 def test_prompts_that_are_no_text(call):
     assert_refused(call("sample", "--prompt", "a \udcff bear"), "--prompt", "UTF-8")
     assert_refused(call("sample", "--negative-prompt", "x" * 20_000), "--negative-prompt",

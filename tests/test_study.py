@@ -105,11 +105,12 @@ def test_stages_tables_and_the_student_share_what_they_train(call, tmp_path):
     loras = {folder.name for folder in (tmp_path / "loras").iterdir()}
     assert [name.split("-")[0] for name in sorted(loras)] == ["spatial", "temporal", "ttt"]
 
-    printed, table = call(study, "table-4", "4")            # four further settings of ttt
+    printed, table = call(study, "table-4", "4")            # three further settings of ttt
     assert columns(table)[tables.AS_THEY_ARE] == rows["joined, no ttt"]
+    assert columns(table)["5 reference steps"] == rows["joined, ttt"]
     assert "(0.295)" in printed
     more = {folder.name for folder in (tmp_path / "loras").iterdir()} - loras
-    assert len(more) == 4 and all(name.startswith("ttt-") for name in more)
+    assert len(more) == 3 and all(name.startswith("ttt-") for name in more)
 
     _, found = call(student, "student")
     changes = columns(found)["as it is"]
@@ -143,7 +144,7 @@ def test_what_metrics_are_worth(call, model_folder):
     rows = columns(result)
     assert list(rows) == [row.name for row in metrics.spread(model_folder)]
     assert rows["still"]["consistency"] == pytest.approx(1, abs=1e-4)
-    assert rows["backwards"]["true motion"] < 0.5 < 0.9 < rows["after the VAE"]["true motion"]
+    assert rows["backwards"]["true motion"] < 0.5 < 0.8 < rows["after the VAE"]["true motion"]
     assert rows["another subject"]["true motion"] > 0.9 > rows["another subject"]["true identity"]
     assert rows["another path"]["true identity"] > 0.9 > rows["another path"]["true motion"]
     found = result["correlations"]

@@ -364,7 +364,7 @@ def test_learning_is_real(model, tmp_path, capsys):
                 "cosine of the samples' colours": F.cosine_similarity(*colours).mean().item()}
 
     before = judge()
-    loop.fit(run_of(model, tmp_path, temporal_run(model, z, text), steps=80, learning_rate=2e-3,
+    loop.fit(run_of(model, tmp_path, temporal_run(model, z, text), steps=80, learning_rate=1e-3,
                     weight_decay=0.0), resume=False)
     model.unet.eval()
     after = judge()
