@@ -95,7 +95,7 @@ def make_norms_per_frame(unet):
 @pytest.mark.parametrize("kind, target", [*((kind, "diffusers") for kind in KINDS),
                                           ("spatial", "kohya")])
 def test_diffusers_gives_the_same_output_and_uses_all(kind, target, tmp_path, model_folder):
-    adapter = make_adapter(tmp_path / kind, kind, std=0.3)  # else most of the output is the input
+    adapter = make_adapter(tmp_path / kind, kind, std=0.4)  # else most of the output is the input
     [file] = export(adapter, target)
     pipe = pipeline(model_folder)
     make_norms_per_frame(pipe.unet)
@@ -108,7 +108,7 @@ def test_diffusers_gives_the_same_output_and_uses_all(kind, target, tmp_path, mo
     assert all(scale == 1 for each in injected for scale in each.scaling.values())
     theirs = pipe.unet(x, t, text.repeat_interleave(5, dim=0)).sample
     assert relative_error(merged(adapter).unet(x, t, text), theirs) <= 1e-5
-    assert relative_error(plain, theirs) > 0.005
+    assert relative_error(plain, theirs) > 0.01
 
 
 @pytest.mark.parametrize("per_frame, guidance", [(True, 9.0), (False, 3.0)])
