@@ -55,6 +55,7 @@ RECIPES = {"clip": Recipe(steps=800, batch=96, lr=1.5e-3),
            "tune": Recipe(steps=1300, batch=96, lr=4e-4),
            "vae": Recipe(steps=2000, batch=8, lr=1.5e-3),
            "sharpen": Recipe(steps=4600, batch=16, lr=1.5e-3),
+           "whole": Recipe(steps=600, batch=8, lr=5e-4),
            "crops": Recipe(steps=5000, batch=96, lr=1e-3, muon_lr=2e-3, examples=20000),
            "unet": Recipe(steps=4000, batch=96, lr=1e-3, muon_lr=2e-3, examples=20000),
            "few": Recipe(steps=3700, batch=16, lr=1e-3, muon_lr=4e-3, examples=6000),
@@ -223,6 +224,20 @@ def sharpen_stage(folder: Path, work: Path, recipe: Recipe, machine: Machine) ->
     vae = load_vae(folder)
     vae.requires_grad_(True)
     return reconstruction_stage(vae, recipe, crop=32)
+
+
+def whole_stage(folder: Path, work: Path, recipe: Recipe, machine: Machine) -> Stage:
+    """The decoder alone, on whole frames again: its norms are over the frame, so that after crops it
+    drew pink clouds beside small subjects. Latents stay, and so does all that was trained on them.
+    """
+    vae = load_vae(folder)
+    for part in (vae.post_quant_conv, vae.decoder):
+        part.requires_grad_(True)
+
+    def save(folder: Path) -> None:
+        save_part(vae, keys.diffusers_vae, vae_json(vae.config), folder / "vae" / WEIGHTS,
+                  torch.float16)
+    return replace(reconstruction_stage(vae, recipe, crop=world.SIZE), save=save)
 
 
 def reconstruction_stage(vae: VAE, recipe: Recipe, crop: int) -> Stage:

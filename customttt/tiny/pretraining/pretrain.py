@@ -42,9 +42,9 @@ from .objectives import RECIPES, Recipe, Stage
 
 STAGES = {"clip": objectives.clip_stage, "vision": objectives.vision_stage,
           "tune": objectives.tune_stage, "vae": objectives.vae_stage,
-          "sharpen": objectives.sharpen_stage, "crops": images.crops_stage,
-          "unet": images.unet_stage, "few": videos.few_stage, "half": videos.half_stage,
-          "motion": videos.motion_stage}
+          "sharpen": objectives.sharpen_stage, "whole": objectives.whole_stage,
+          "crops": images.crops_stage, "unet": images.unet_stage, "few": videos.few_stage,
+          "half": videos.half_stage, "motion": videos.motion_stage}
 
 SAVE_EVERY = 60     # seconds between checkpoints
 
