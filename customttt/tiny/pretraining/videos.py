@@ -78,11 +78,7 @@ def clips_stage(unet: UNet, folder: Path, work: Path, recipe: Recipe, machine: M
     ask some layers where the subject is and how it moves, frame by frame.
     """
     whole = frames == world.FRAMES
-    for name, p in unet.named_parameters():
-        p.requires_grad_(keys.is_motion(name) and (whole or int(name.split(".")[1]) >= 2))
-    for p in unet.parameters():
-        if not p.requires_grad:
-            p.data = p.data.to(machine.quick)
+    freeze(unet, 0 if whole else 2, machine.quick)
     clips, _, latents, _ = cached_latents(work / "clips.pt", load_vae(folder), recipe.examples,
                                           seed=12, frames=world.FRAMES, machine=machine)
     places = torch.stack([place_and_speed(clip) for clip in clips])
@@ -91,10 +87,7 @@ def clips_stage(unet: UNet, folder: Path, work: Path, recipe: Recipe, machine: M
     show_frames(unet, shown)
     if machine.device.type == "cpu":
         attend_in_fp32(unet)
-    seen, heads = {}, nn.ModuleDict()
-    for i in (5, 6, 7):
-        unet.layers[i].register_forward_hook(lambda m, inputs, out, i=str(i): seen.update({i: out}))
-        heads[str(i)] = nn.Linear(UNET.channels[8 - i] * 16, places.shape[-1])
+    seen, heads = path_heads(unet, places.shape[-1])
 
     def draw(generator: Generator) -> tuple[Tensor, ...]:
         n = recipe.batch
@@ -115,10 +108,7 @@ def clips_stage(unet: UNet, folder: Path, work: Path, recipe: Recipe, machine: M
                  if p.requires_grad}
         inputs = x_t.to(machine.quick), t, texts.embed(ids).to(machine.quick)
         eps_hat = functional_call(unet, quick, inputs).float()
-        maps = {i: F.adaptive_avg_pool2d(out[0].float(), 4).flatten(1) for i, out in seen.items()}
-        errors = [F.mse_loss(head(F.layer_norm(maps[i], maps[i].shape[1:])), asked.flatten(0, 1))
-                  for i, head in heads.items()]
-        return weighted_loss(eps_hat, eps, weight) + 0.3 * torch.stack(errors).mean()
+        return weighted_loss(eps_hat, eps, weight) + 0.3 * path_error(seen, heads, asked)
 
     def save(folder: Path) -> None:
         save_part(unet, keys.diffusers_unet, motion_json(unet.config),
@@ -126,6 +116,31 @@ def clips_stage(unet: UNet, folder: Path, work: Path, recipe: Recipe, machine: M
                   constants=position_tables(unet))
 
     return Stage(nn.ModuleDict({"unet": unet, "heads": heads}), draw, loss, save, alike=True)
+
+
+def freeze(unet: UNet, first: int, quick: torch.dtype) -> None:
+    """All but the motion modules of the layers from `first` on; what is frozen is in `quick`."""
+    for name, p in unet.named_parameters():
+        p.requires_grad_(keys.is_motion(name) and int(name.split(".")[1]) >= first)
+        if not p.requires_grad:
+            p.data = p.data.to(quick)
+
+
+def path_heads(unet: UNet, answers: int) -> tuple[dict[str, Tensor], nn.ModuleDict]:
+    """By layer: what it gave in the last forward, and a head that is asked for `answers` of it."""
+    seen, heads = {}, nn.ModuleDict()
+    for i in (5, 6, 7):
+        unet.layers[i].register_forward_hook(lambda m, inputs, out, i=str(i): seen.update({i: out}))
+        heads[str(i)] = nn.Linear(UNET.channels[8 - i] * 16, answers)
+    return seen, heads
+
+
+def path_error(seen: dict[str, Tensor], heads: nn.ModuleDict, asked: Tensor) -> Tensor:
+    """How far the heads' answers are from `asked` (n f answers)."""
+    maps = {i: F.adaptive_avg_pool2d(out[0].float(), 4).flatten(1) for i, out in seen.items()}
+    errors = [F.mse_loss(head(F.layer_norm(maps[i], maps[i].shape[1:])), asked.flatten(0, 1))
+              for i, head in heads.items()]
+    return torch.stack(errors).mean()
 
 
 def place_and_speed(clip: world.Clip) -> Tensor:
