@@ -13,7 +13,7 @@ import argparse
 
 from customttt.errors import UserError, run
 from customttt.paper.systems import COMPARED
-from customttt.run.checkpoint import CHECKPOINT
+from customttt.run.checkpoint import CHECKPOINT, check_folder
 from customttt.run.data import OUTPUT
 from customttt.run.lock import locked
 from customttt.run.memory import keep_freed_memory
@@ -52,13 +52,18 @@ def main() -> None:
     chosen = first.parse_known_args()[0].stage
     if chosen is None and parse(None).output is not None:       # flags that all stages share, only
         raise UserError("--output: goes with --stage")
+    runs = []
     for stage in STAGES.values() if chosen is None else [(STAGES | COMPARED)[chosen]]:
         args = parse(stage)
         if args.output is None:
             args.output = OUTPUT / stage.name
         if chosen is None:
-            print(f"\nstage {stage.name}")
             args.resume &= (args.output / CHECKPOINT).exists()
+        check_folder(args.output, stage.kind, args.resume)      # the last one too, before the first
+        runs.append((stage, args))
+    for stage, args in runs:
+        if chosen is None:
+            print(f"\nstage {stage.name}")
         with locked(args.output):
             finished = train(stage, args)
         if not finished:

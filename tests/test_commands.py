@@ -180,13 +180,15 @@ def test_a_model_without_motion_module_samples_images_only(trained, model_folder
 
 
 def test_without_a_stage_all_run_in_turn(monkeypatch, tmp_path, capsys):
-    """Each in its own folder; a resumed one only where there is a checkpoint; Ctrl-C ends all."""
+    """Each in its own folder; a resumed one only where there is a checkpoint; Ctrl-C ends all. An
+    unfinished run of a later stage is seen before the first stage trains."""
     ran = []
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(train, "train", lambda stage, args: ran.append(
         (stage.name, str(args.output), args.resume)) or stage.name != "temporal")
     (tmp_path / "output" / "spatial").mkdir(parents=True)
-    (tmp_path / "output" / "spatial" / "checkpoint.pt").touch()
+    torch.save({"step": 1, "skipped": 0, "parameters": {}, "run": {"steps": 2, "kind": "spatial"}},
+               tmp_path / "output" / "spatial" / "checkpoint.pt")
     monkeypatch.setattr(sys, "argv", ["train.py", "--resume"])
     train.main()
     assert ran == [("spatial", "output/spatial", True), ("temporal", "output/temporal", False)]
@@ -195,4 +197,8 @@ def test_without_a_stage_all_run_in_turn(monkeypatch, tmp_path, capsys):
         monkeypatch.setattr(sys, "argv", ["train.py", *flags])
         with pytest.raises(UserError, match=sentence):
             train.main()
+    (tmp_path / "output" / "spatial").rename(tmp_path / "output" / "ttt")
+    monkeypatch.setattr(sys, "argv", ["train.py"])
+    with pytest.raises(UserError, match="output/ttt: holds a spatial run, not a joined one"):
+        train.main()
     assert len(ran) == 2

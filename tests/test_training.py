@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import shutil
 import signal
 import sys
 from functools import partial
@@ -157,6 +158,14 @@ def test_ctrl_c_while_a_sheet_is_drawn_saves_that_step(run_stage, monkeypatch, t
     assert (tmp_path / "adapter-000002.safetensors").exists()
 
 
+def test_ctrl_c_in_the_last_step_still_ends_the_command(run_stage, monkeypatch, tmp_path, capsys):
+    with monkeypatch.context() as patch:
+        interrupt_at(patch, 2)
+        run_stage("spatial", tmp_path, "--steps", "2")
+    assert "stopped and saved" in capsys.readouterr().out
+    assert (tmp_path / "adapter.safetensors").exists()
+
+
 def test_ctrl_c_before_the_first_step_can_be_resumed(run_stage, monkeypatch, tmp_path):
     with monkeypatch.context() as patch:
         patch.setattr(loop, "tqdm", lambda **kw: signal.raise_signal(signal.SIGINT) or tqdm(**kw))
@@ -180,6 +189,15 @@ def test_resume_refuses_another_recipe(run_stage, tmp_path, flags, sentence):
         run_stage("spatial", tmp_path, "--resume", "--steps", "3", "--learning-rate", "0.001",
                   "--prompt", "a bear", *flags)
     assert_same(before, state(tmp_path))
+
+
+def test_resume_refuses_other_captions(run_stage, data, tmp_path):
+    shutil.copytree(data / "bear", tmp_path / "bear")
+    flags = ("--data", tmp_path / "bear", "--prompt", "a bear", "--steps", "1")
+    run_stage("spatial", tmp_path / "run", *flags)
+    (tmp_path / "bear" / "0.txt").write_text("a bear on the grass")
+    with pytest.raises(UserError, match="was started with data_sha256 = "):
+        run_stage("spatial", tmp_path / "run", *flags, "--resume")
 
 
 def test_a_run_of_another_kind_and_other_files_are_left_alone(run_stage, tmp_path):

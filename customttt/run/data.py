@@ -6,7 +6,7 @@ Axes: n images or clips, f frames, H W pixels, h w latent rows and columns.
 import hashlib
 import warnings
 from argparse import ArgumentParser, Namespace
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -46,7 +46,7 @@ def add_data_flags(parser: ArgumentParser) -> None:
                         help="images, videos, or folders of them (default: the model folder's own "
                         "examples)")
     parser.add_argument("--prompt", help="what the data shows, where no text file beside an image "
-                        "or video says it")
+                        "or video says it; what the LoRA is for (default: the first file's)")
 
 
 def add_ttt_flags(parser: ArgumentParser) -> None:
@@ -94,7 +94,7 @@ def learn_from(model: Model, settings: dict, args: Namespace, kind: str, example
         write_video(as_frames(rearrange(pixels, "n c f h w -> (n f) c h w")),
                     args.output / "data.png")
     metadata = {f"{kind}_layers": layers, "rank": settings["rank"],
-                "data_sha256": fingerprint(files)}
+                "data_sha256": fingerprint(files, prompts)}
     return Job((encode(model, pixels, args.seed), model.encode_text(prompts)),
                prompts[0] if args.prompt is None else args.prompt, metadata)
 
@@ -154,9 +154,9 @@ def require_motion(model: Model, instead: str = "") -> None:
                         + (f", {instead}" if instead else ""))
 
 
-def fingerprint(files: list[Path]) -> str:
+def fingerprint(files: list[Path], prompts: Sequence[str] = ()) -> str:
     """SHA-256 of what a run learns from, so that it is not resumed with something else."""
-    digest = hashlib.sha256()
+    digest = hashlib.sha256("\n".join(prompts).encode())
     for file in files:
         with file.open("rb") as opened:
             while some := opened.read(2 ** 20):

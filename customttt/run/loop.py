@@ -47,7 +47,7 @@ class Run:
 
 
 def fit(run: Run, resume: bool) -> bool:
-    """Train to `steps`. Returns False if Ctrl-C ended it early (everything is saved then)."""
+    """Train to `steps`. Returns False if Ctrl-C came (everything is saved then)."""
     device = next(run.module.parameters()).device
     optimizer = Lion(run.groups or run.parameters.values(), run.settings["learning_rate"],
                      run.settings["betas"], run.settings["weight_decay"])
@@ -93,7 +93,7 @@ def fit(run: Run, resume: bool) -> bool:
             state.save()
     if state.step == steps:
         run.save(run.folder / "adapter.safetensors", run.metadata | {"step": steps})
-    return state.step == steps
+    return not interrupted()
 
 
 def update(run: Run, optimizer: Lion, scaler: torch.amp.GradScaler, draws: Draws,

@@ -15,7 +15,7 @@ from .stage import Stage
 
 
 def train(stage: Stage, args: argparse.Namespace) -> bool:
-    """One stage, from its data to its LoRA file. Returns False if Ctrl-C ended it early."""
+    """One stage, from its data to its LoRA file. Returns False if Ctrl-C came."""
     check_folder(args.output, stage.kind, args.resume)
     model, precision = open_model(args, stage.motion)
     settings = chosen_settings(args, stage.recipe, model)
@@ -26,8 +26,8 @@ def train(stage: Stage, args: argparse.Namespace) -> bool:
                               stage.motion)
     model.text_encoder = model.vae.encoder = None       # their work is done: free the memory
 
-    metadata = job.metadata | {"kind": stage.kind, "prompt": job.prompt, "base_model": model.name,
-                               "scale": 1, "recipe": settings}
+    metadata = {"kind": stage.kind, "prompt": job.prompt, "base_model": model.name, "scale": 1,
+                "recipe": settings} | job.metadata
     parameters = stage.parameters(model)
     finished = fit(Run(
         args.output, model.unet, parameters,
