@@ -73,8 +73,10 @@ SPATIAL = Recipe(
         "batch_size": Setting(1, "open: AMD draws one frame a step", "images a step"),
     },
     tiny=SMALL | {
-        "learning_rate": Setting(2e-4, "tiny: docs/study.md"),
-        "spatial_layers": Setting((7, 8), "tiny: docs/study.md"),
+        "betas": Setting((0.98, 0.998), "tiny: the signs of noisy gradients, docs/study.md"),
+        "learning_rate": Setting(1e-4, "tiny: docs/study.md"),
+        "spatial_layers": Setting((1, 2, 6, 7, 8), "tiny: docs/study.md"),
+        "batch_size": Setting(4, "tiny: the signs of noisy gradients, docs/study.md"),
     })
 
 TEMPORAL = Recipe(
@@ -87,8 +89,9 @@ TEMPORAL = Recipe(
     tiny=SMALL | {
         "least_timestep": Setting(700, "tiny: motion is decided where noise is strong"),
         "steps": Setting(250, "tiny: the three stages are to take minutes on a CPU"),
-        "learning_rate": Setting(6e-4, "tiny: docs/study.md"),
-        "temporal_layers": Setting((2, 7), "tiny: docs/study.md"),
+        "rank": Setting(8, "tiny: docs/study.md"),
+        "learning_rate": Setting(1e-3, "tiny: docs/study.md"),
+        "temporal_layers": Setting((2, 3, 5, 6), "tiny: docs/study.md"),
     })
 
 TTT = Recipe(

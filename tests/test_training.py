@@ -257,8 +257,8 @@ def test_log_metadata_and_files(run_stage, tmp_path):
         "format": "pt", "kind": "joined", "scale": "1", "step": "2", "spatial_rank": "4",
         "temporal_rank": "4",
         "base_model": "tiny", "prompt": "a bear is lifting weights",
-        "spatial_layers": "[7, 8]", "spatial_prompt": "a bear",
-        "appearance_prompt": "a bear is doing something", "temporal_layers": "[2, 7]",
+        "spatial_layers": "[1, 2, 6, 7, 8]", "spatial_prompt": "a bear",
+        "appearance_prompt": "a bear is doing something", "temporal_layers": "[2, 3, 5, 6]",
         "temporal_prompt": "a man is lifting weights",
         "motion_prompt": "an object is lifting weights"}
     assert recipe.keys() == TTT.full.keys()
@@ -266,7 +266,7 @@ def test_log_metadata_and_files(run_stage, tmp_path):
 
 
 @pytest.mark.parametrize("stage, layers, prompt", [
-    ("spatial", "[7, 8]", "a bear"), ("temporal", "[2, 7]", "a man is lifting weights")])
+    ("spatial", "[1, 2, 6, 7, 8]", "a bear"), ("temporal", "[2, 3, 5, 6]", "a man is lifting weights")])
 def test_metadata_of_the_first_stages(adapters, stage, layers, prompt):
     with safe_open(adapters / stage / "adapter.safetensors", "pt") as file:
         metadata = file.metadata()
