@@ -336,6 +336,14 @@ def test_an_ending_that_no_writer_knows_is_refused_before_any_work(call, place):
                    ".mp4, .gif, .webp, .png")
 
 
+def test_the_folder_of_the_data_is_not_written_to(call, place):
+    """Else the sheet of this run would be an image to learn from in the next one."""
+    before = sorted(place.rglob("*"))
+    for command in ("spatial", "temporal"):
+        assert_refused(call(command, "--output", place), f"--output {place}", "give another")
+    assert sorted(place.rglob("*")) == before
+
+
 @pytest.mark.parametrize("folder", ["bear.png/below", "/proc/none"])
 def test_an_output_that_cannot_be_written(call, place, monkeypatch, folder):
     before = sorted(place.rglob("*"))

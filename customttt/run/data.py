@@ -86,6 +86,8 @@ def learn_from(model: Model, settings: dict, args: Namespace, kind: str, example
             raise UserError(f"--data: name the {what}s to learn from")
         print(f"data: {given[0]}, the model's own example")
     files = find_files(given, endings, what)
+    if args.output.resolve() in {file.resolve().parent for file in files}:
+        raise UserError(f"--output {args.output}: holds the {what}s to learn from; give another")
     prompts = prompts_of(args.prompt, files)
     pixels = torch.stack([read(file) for file in tqdm(files, desc=f"{what}s", leave=False)])
     layers = settings[f"{kind}_layers"]
