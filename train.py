@@ -10,6 +10,7 @@ with its source by `python train.py --stage STAGE --help`.
 """
 
 import argparse
+import contextlib
 
 from customttt.errors import UserError, run
 from customttt.paper.systems import COMPARED
@@ -59,15 +60,16 @@ def main() -> None:
             args.output = OUTPUT / stage.name
         if chosen is None:
             args.resume &= (args.output / CHECKPOINT).exists()
-        check_folder(args.output, stage.kind, args.resume)      # the last one too, before the first
         runs.append((stage, args))
-    for stage, args in runs:
-        if chosen is None:
-            print(f"\nstage {stage.name}")
-        with locked(args.output):
-            finished = train(stage, args)
-        if not finished:
-            return
+    with contextlib.ExitStack() as held:
+        for stage, args in runs:        # the last folder, too, before the first stage trains
+            held.enter_context(locked(args.output))
+            check_folder(args.output, stage.kind, args.resume)
+        for stage, args in runs:
+            if chosen is None:
+                print(f"\nstage {stage.name}")
+            if not train(stage, args):
+                return
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ import sample
 import train
 from customttt.errors import UserError
 from customttt.media.clips import write_video
+from customttt.run.lock import locked
 from sample import split_scale
 from test_media import gradient, numbered, pages, write_clip
 
@@ -180,15 +181,17 @@ def test_a_model_without_motion_module_samples_images_only(trained, model_folder
 
 
 def test_without_a_stage_all_run_in_turn(monkeypatch, tmp_path, capsys):
-    """Each in its own folder; a resumed one only where there is a checkpoint; Ctrl-C ends all. An
-    unfinished run of a later stage is seen before the first stage trains."""
+    """Each in its own folder; a resumed one only where there is a checkpoint; Ctrl-C ends all. A run
+    of a later stage, unfinished or at work, is seen before the first stage trains."""
+    def unfinished(kind: str) -> dict:
+        return {"step": 1, "skipped": 0, "parameters": {}, "run": {"steps": 2, "kind": kind}}
+
     ran = []
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(train, "train", lambda stage, args: ran.append(
         (stage.name, str(args.output), args.resume)) or stage.name != "temporal")
     (tmp_path / "output" / "spatial").mkdir(parents=True)
-    torch.save({"step": 1, "skipped": 0, "parameters": {}, "run": {"steps": 2, "kind": "spatial"}},
-               tmp_path / "output" / "spatial" / "checkpoint.pt")
+    torch.save(unfinished("spatial"), tmp_path / "output" / "spatial" / "checkpoint.pt")
     monkeypatch.setattr(sys, "argv", ["train.py", "--resume"])
     train.main()
     assert ran == [("spatial", "output/spatial", True), ("temporal", "output/temporal", False)]
@@ -198,7 +201,11 @@ def test_without_a_stage_all_run_in_turn(monkeypatch, tmp_path, capsys):
         with pytest.raises(UserError, match=sentence):
             train.main()
     (tmp_path / "output" / "spatial").rename(tmp_path / "output" / "ttt")
+    torch.save(unfinished("joined"), tmp_path / "output" / "ttt" / "checkpoint.pt")
     monkeypatch.setattr(sys, "argv", ["train.py"])
-    with pytest.raises(UserError, match="output/ttt: holds a spatial run, not a joined one"):
+    with pytest.raises(UserError, match=r"output/ttt: an unfinished run \(step 1 of 2\)"):
+        train.main()
+    with locked(tmp_path / "output" / "ttt"), pytest.raises(UserError, match="at work there"):
         train.main()
     assert len(ran) == 2
+    assert [path.name for path in (tmp_path / "output").iterdir()] == ["ttt"]

@@ -266,7 +266,8 @@ def test_log_metadata_and_files(run_stage, tmp_path):
 
 
 @pytest.mark.parametrize("stage, layers, prompt", [
-    ("spatial", "[1, 2, 6, 7, 8]", "a bear"), ("temporal", "[2, 3, 5, 6]", "a man is lifting weights")])
+    ("spatial", "[1, 2, 6, 7, 8]", "a bear"),
+    ("temporal", "[2, 3, 5, 6]", "a man is lifting weights")])
 def test_metadata_of_the_first_stages(adapters, stage, layers, prompt):
     with safe_open(adapters / stage / "adapter.safetensors", "pt") as file:
         metadata = file.metadata()

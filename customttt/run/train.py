@@ -7,7 +7,6 @@ from pathlib import Path
 import torch
 
 from ..draws import stream_seed
-from .checkpoint import check_folder
 from .loop import Run, fit
 from .options import add_model_flags, add_recipe_flags, chosen_settings, open_model
 from .sheet import sheet_drawer
@@ -16,7 +15,6 @@ from .stage import Stage
 
 def train(stage: Stage, args: argparse.Namespace) -> bool:
     """One stage, from its data to its LoRA file. Returns False if Ctrl-C came."""
-    check_folder(args.output, stage.kind, args.resume)
     model, precision = open_model(args, stage.motion)
     settings = chosen_settings(args, stage.recipe, model)
     torch.manual_seed(stream_seed(args.seed, "lora"))
