@@ -181,8 +181,8 @@ def test_a_model_without_motion_module_samples_images_only(trained, model_folder
 
 
 def test_without_a_stage_all_run_in_turn(monkeypatch, tmp_path, capsys):
-    """Each in its own folder; a resumed one only where there is a checkpoint; Ctrl-C ends all. A run
-    of a later stage, unfinished or at work, is seen before the first stage trains."""
+    """Each in its own folder; a resumed one only where there is a checkpoint; Ctrl-C ends all. A
+    run of a later stage, unfinished or at work, is seen before the first stage trains."""
     def unfinished(kind: str) -> dict:
         return {"step": 1, "skipped": 0, "parameters": {}, "run": {"steps": 2, "kind": kind}}
 

@@ -227,9 +227,9 @@ def sharpen_stage(folder: Path, work: Path, recipe: Recipe, machine: Machine) ->
 
 
 def whole_stage(folder: Path, work: Path, recipe: Recipe, machine: Machine) -> Stage:
-    """The decoder alone, on whole frames again: its norms are over the frame, so that after crops it
-    drew pink clouds beside small subjects. Latents stay, and so does all that was trained on them.
-    """
+    """The decoder alone, on whole frames again: its norms are over the frame, so that after crops
+    it drew pink clouds beside small subjects. Latents stay, and so does all that was trained on
+    them."""
     vae = load_vae(folder)
     for part in (vae.post_quant_conv, vae.decoder):
         part.requires_grad_(True)
