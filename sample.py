@@ -13,6 +13,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from customttt.errors import UserError, check_writable, run
+from customttt.files.keys import is_motion
 from customttt.files.lora_files import find_lora, load_lora
 from customttt.lora import merge_lora
 from customttt.media.clips import check_ending, check_fps, write_video
@@ -54,7 +55,7 @@ def main() -> None:
         loras = [JOINED] if JOINED.exists() else []
         if not loras:
             print(f"no LoRA: there is no {JOINED}, and no --lora")
-    prompt = apply_loras(model, loras)
+    prompt = apply_loras(model, loras, args.motion)
     if args.prompt is not None:
         prompt = args.prompt
     if prompt is None:
@@ -73,8 +74,9 @@ def main() -> None:
     print(f"written: {args.output}")
 
 
-def apply_loras(model: Model, loras: list[str | Path]) -> str | None:
-    """Merge the files into the model. Returns the prompt that the last one says it is for."""
+def apply_loras(model: Model, loras: list[str | Path], motion: bool) -> str | None:
+    """Merge the files into the model; `motion`: whether its motion modules are in. Returns the
+    prompt that the last file says it is for."""
     prompt = None
     for given in loras:
         path, scale = split_scale(str(given))
@@ -83,6 +85,8 @@ def apply_loras(model: Model, loras: list[str | Path]) -> str | None:
         print(f"{path}: {file.tensors} tensors applied at scale {scale:g}")
         for sentence in file.notes:
             print(f"{path}: {sentence}")
+        if not motion and any(map(is_motion, file.unet)):
+            print(f"{path}: what it has for the motion modules does nothing with --no-motion")
         say_base(path, file.metadata, model)
         prompt = file.metadata.get("prompt", prompt)
     merge_lora(model.unet)

@@ -5,7 +5,6 @@ what it does not say: docs/method.md lists each with the alternative and the rea
 differs for a model of small widths, and why. Each is a command-line flag of train.py or sample.py.
 """
 
-import math
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -19,7 +18,7 @@ class Setting(NamedTuple):
     source: str
     about: str = ""
     zero: bool = False              # whether it may be 0; nothing may be less
-    below: float = math.inf
+    below: float = 2 ** 31
     choices: tuple[str, ...] | None = None
 
 

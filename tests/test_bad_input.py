@@ -293,6 +293,8 @@ def test_ttt_with_a_motion_prompt_that_has_no_is(call, place):
     ("spatial", "--betas 0.9 1.5", ["--betas 0.9 1.5", "less than 1"]),
     ("spatial", "--batch-size 0", ["--batch-size 0"]),
     ("spatial", "--size 100", ["--size 100", "multiple of 32"]),
+    ("spatial", f"--size {32 * 10 ** 400}", ["--size 32000", "less than 2147483648"]),
+    ("spatial", "--learning-rate inf", ["--learning-rate inf", "less than"]),
     ("temporal", "--frames 33", ["--frames 33", "at most 32"]),
     ("spatial", "--checkpoint-every 0", ["--checkpoint-every", "at least 1"]),
     ("spatial", "--reference-noise one", ["--reference-noise", "not a flag of --stage spatial"]),

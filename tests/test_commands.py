@@ -164,6 +164,14 @@ def test_no_motion_makes_the_frames_separate_images(run_sample, monkeypatch, fla
     assert (torch.equal(a, b) and torch.equal(b, c)) == alike
 
 
+def test_no_motion_says_what_it_leaves_out_and_takes_any_number_of_frames(run_sample, capsys):
+    frames = run_sample("--no-motion", "--frames", "33", "--lora", "output/ttt")
+    assert frames.shape == (64, 33 * 64, 3)
+    assert "for the motion modules does nothing with --no-motion" in capsys.readouterr().out
+    run_sample("--no-motion", "--lora", "output/spatial")
+    assert "motion modules" not in capsys.readouterr().out
+
+
 def test_a_model_without_motion_module_samples_images_only(trained, model_folder, tmp_path,
                                                           monkeypatch):
     shutil.copytree(model_folder, tmp_path / "image-model")

@@ -13,8 +13,9 @@ import torch
 import torch.nn.functional as F
 from conftest import TINY
 from einops import rearrange
+from PIL import Image
 from safetensors import safe_open
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from tqdm import tqdm
 
 import train
@@ -196,8 +197,27 @@ def test_resume_refuses_other_captions(run_stage, data, tmp_path):
     flags = ("--data", tmp_path / "bear", "--prompt", "a bear", "--steps", "1")
     run_stage("spatial", tmp_path / "run", *flags)
     (tmp_path / "bear" / "0.txt").write_text("a bear on the grass")
-    with pytest.raises(UserError, match="was started with data_sha256 = "):
+    with pytest.raises(UserError, match="was started with other data or captions; give the same"):
         run_stage("spatial", tmp_path / "run", *flags, "--resume")
+
+
+def test_resume_refuses_other_weights_of_the_same_name(run_stage, model_folder, tmp_path):
+    for k in range(2):
+        shutil.copytree(model_folder, tmp_path / str(k) / "tiny")
+    changed = tmp_path / "1" / "tiny" / "vae" / "diffusion_pytorch_model.safetensors"
+    weights = load_file(changed)
+    weights["decoder.conv_out.bias"] += 0.01
+    save_file(weights, changed)
+    run_stage("spatial", tmp_path / "run", "--steps", "1", "--model", tmp_path / "0" / "tiny")
+    with pytest.raises(UserError, match="was started with another model; give the same"):
+        run_stage("spatial", tmp_path / "run", "--steps", "2", "--model", tmp_path / "1" / "tiny",
+                  "--resume")
+
+
+def test_a_sheet_of_clips_plays_at_the_rate_that_was_learned(run_stage, tmp_path):
+    run_stage("temporal", tmp_path, "--steps", "1", "--sheet-every", "1", "--fps", "4")
+    with Image.open(tmp_path / "sheet-000001.gif") as image:
+        assert image.info["duration"] == 250
 
 
 def test_a_run_of_another_kind_and_other_files_are_left_alone(run_stage, tmp_path):
@@ -306,7 +326,7 @@ def run_of(model, folder: Path, step, **changes) -> loop.Run:
     settings = {name: setting.value for name, setting in TEMPORAL.full.items()} | changes
     stage = STAGES["ttt"]       # trains "spatial" and "temporal"
     return loop.Run(folder, model.unet, stage.parameters(model), step, partial(stage.save, model),
-                    None, settings, {"kind": "joined"}, "fp32", 0, 100, sheet_every=0)
+                    None, settings, {"kind": "joined"}, "fp32", 0, "none", 100, sheet_every=0)
 
 
 def a_clip(frames: int = 2) -> torch.Tensor:

@@ -12,6 +12,8 @@ from ..errors import UserError, in_words, writing
 from ..files.checks import is_whole
 
 CHECKPOINT = "checkpoint.pt"
+OTHERS = {"base_weights": "another model", "data_sha256": "other data or captions",
+          "spatial_sha256": "another --spatial", "temporal_sha256": "another --temporal"}
 
 
 class State:
@@ -25,7 +27,8 @@ class State:
     def described(self) -> dict:
         """What a resumed run must share with the one before it (but for the steps)."""
         return self.run.metadata | self.run.settings | {
-            "seed": self.run.seed, "precision": self.run.precision}
+            "seed": self.run.seed, "precision": self.run.precision,
+            "base_weights": self.run.base_weights}
 
     def save(self) -> None:
         """Write the checkpoint, and beside it what is trained so far."""
@@ -51,9 +54,9 @@ class State:
         changed = [key for key in now if key not in ("steps", "recipe")
                    and before.get(key) != now[key]]
         if changed:
-            raise UserError(f"--resume: {folder} was started with {changed[0]} = "
-                            f"{before.get(changed[0])!r:.99}, not {now[changed[0]]!r:.99}; give "
-                            f"the same")
+            key = changed[0]
+            raise UserError(f"--resume: {folder} was started with " + OTHERS.get(
+                key, f"{key} = {before.get(key)!r:.99}, not {now[key]!r:.99}") + "; give the same")
         if content["step"] > self.run.settings["steps"]:
             raise UserError(f"--steps {self.run.settings['steps']}: the run in {folder} has done "
                             f"{content['step']} already; give at least as many to --resume")

@@ -41,6 +41,7 @@ class Run:
     metadata: dict              # of the files; "kind" says what is trained
     precision: str              # "fp32", "bf16" or "fp16"
     seed: int
+    base_weights: str           # a checksum of the model that it starts from
     checkpoint_every: int
     sheet_every: int            # 0: never
     groups: list[dict] | None = None    # the parameters by learning rate; None: all have one

@@ -112,7 +112,7 @@ def chosen_settings(args: argparse.Namespace, recipe: Recipe, model: Model) -> d
         if setting.value != full.value:
             print(f"  {name} {_said(setting)}; full size: {_said(full)}")
         settings[name] = setting.value
-    check_together(model, settings)
+    check_together(model, settings, getattr(args, "motion", True))
     training = "learning_rate" in settings
     check_memory(model, settings, training, training and args.gradient_checkpointing)
     return settings
@@ -125,21 +125,21 @@ def check_setting(name: str, value, setting: Setting) -> None:
     for number in numbers:
         if isinstance(number, (bool, str)):
             continue
-        if not math.isfinite(number) or number < 0 or number == 0 and not setting.zero:
-            raise UserError(f"{given}: must be {'0 or more' if setting.zero else 'positive'}")
         if number >= setting.below:
             raise UserError(f"{given}: must be less than {setting.below}")
+        if math.isnan(number) or number < 0 or number == 0 and not setting.zero:
+            raise UserError(f"{given}: must be {'0 or more' if setting.zero else 'positive'}")
     if name == "betas" and len(numbers) != 2:
         raise UserError(f"{given}: give two")
     if name.endswith("_layers") and len(set(numbers)) < len(numbers):
         raise UserError(f"{given}: give each layer once")
 
 
-def check_together(model: Model, settings: dict) -> None:
-    """A clip of that size and length must suit the VAE and the motion module."""
+def check_together(model: Model, settings: dict, motion: bool = True) -> None:
+    """A clip of that size and length must suit the VAE and, where it is in, the motion module."""
     try:
         latent_shape(model, settings["frames"], settings["size"])
-        if model.unet.config.motion is not None:
+        if motion and model.unet.config.motion is not None:
             check_clip_length(model.unet.config.motion, settings["frames"])
     except ValueError as error:
         raise UserError(f"--size {settings['size']}, --frames {settings['frames']}: "

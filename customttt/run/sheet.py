@@ -10,8 +10,9 @@ from torch import Tensor
 from ..diffusion import ddim, ddim_timesteps
 from ..draws import stream_seed
 from ..lora import lora_on
-from ..media.clips import contact_sheet, write_video
+from ..media.clips import FPS, contact_sheet, write_video
 from ..model.model import Model
+from ..recipes import SAMPLING
 from ..sampling import decode_frames, initial_noise
 
 COLUMNS = 8
@@ -30,6 +31,8 @@ def sheet_drawer(model: Model, prompt: str, settings: dict, seed: int,
     if not motion:
         noise = noise[:, :, ::stride(settings["frames"])]    # the others would not be looked at
     timesteps = ddim_timesteps(settings["sampling_steps"])
+    least, most = FPS[".gif"]
+    fps = min(max(settings.get("fps", SAMPLING.full["fps"].value), least), most)
 
     def draw(path: Path) -> None:
         clips = [clip for clip in above if clip.shape[1] == settings["size"]]
@@ -40,7 +43,7 @@ def sheet_drawer(model: Model, prompt: str, settings: dict, seed: int,
             clips.append(decode_frames(model, z))
         write_video(contact_sheet([clip[::stride(len(clip))] for clip in clips]), path)
         if motion:
-            write_video(side_by_side(clips, settings["frames"]), path.with_suffix(".gif"))
+            write_video(side_by_side(clips, settings["frames"]), path.with_suffix(".gif"), fps)
     return draw
 
 

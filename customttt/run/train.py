@@ -17,6 +17,7 @@ def train(stage: Stage, args: argparse.Namespace) -> bool:
     """One stage, from its data to its LoRA file. Returns False if Ctrl-C came."""
     model, precision = open_model(args, stage.motion)
     settings = chosen_settings(args, stage.recipe, model)
+    base_weights = model.checksum()
     torch.manual_seed(stream_seed(args.seed, "lora"))
     job = stage.prepare(model, settings, args)
     model.unet.gradient_checkpointing = args.gradient_checkpointing
@@ -31,7 +32,7 @@ def train(stage: Stage, args: argparse.Namespace) -> bool:
         args.output, model.unet, parameters,
         step=partial(stage.step, model.unet, *job.inputs, settings),
         save=partial(stage.save, model), draw_sheet=draw_sheet, settings=settings,
-        metadata=metadata, precision=precision, seed=args.seed,
+        metadata=metadata, precision=precision, seed=args.seed, base_weights=base_weights,
         checkpoint_every=args.checkpoint_every, sheet_every=args.sheet_every,
         groups=stage.groups(parameters, settings)), args.resume)
     print(f"trained: {args.output / 'adapter.safetensors'}" if finished else

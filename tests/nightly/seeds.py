@@ -120,7 +120,7 @@ def a_run(folder: Path) -> loop.Run:
     parameters = {n: p for n, p in unet.named_parameters() if ".loras." in n}
     return loop.Run(folder, unet, parameters, None, lambda path, told: save_lora(unet, path, told),
                     None, {"steps": 4, "learning_rate": 1e-4, "betas": (0.9, 0.99)},
-                    {"kind": "spatial"}, "fp32", 0, 1, 0)
+                    {"kind": "spatial"}, "fp32", 0, "none", 1, 0)
 
 
 def make(folder: Path) -> list[Seed]:
