@@ -65,6 +65,9 @@ def main() -> None:
         for stage, args in runs:        # the last folder, too, before the first stage trains
             held.enter_context(locked(args.output))
             check_folder(args.output, stage.kind, args.resume)
+        for stage, args in runs:        # what --resume finds after a stop is of this command
+            if not args.resume:
+                (args.output / CHECKPOINT).unlink(missing_ok=True)
         for stage, args in runs:
             if chosen is None:
                 print(f"\nstage {stage.name}")

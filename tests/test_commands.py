@@ -190,9 +190,10 @@ def test_a_model_without_motion_module_samples_images_only(trained, model_folder
 
 def test_without_a_stage_all_run_in_turn(monkeypatch, tmp_path, capsys):
     """Each in its own folder; a resumed one only where there is a checkpoint; Ctrl-C ends all. A
-    run of a later stage, unfinished or at work, is seen before the first stage trains."""
-    def unfinished(kind: str) -> dict:
-        return {"step": 1, "skipped": 0, "parameters": {}, "run": {"steps": 2, "kind": kind}}
+    run of a later stage, unfinished or at work, is seen before the first stage trains; a finished
+    one is not what --resume finds later."""
+    def unfinished(kind: str, steps: int = 2) -> dict:
+        return {"step": 1, "skipped": 0, "parameters": {}, "run": {"steps": steps, "kind": kind}}
 
     ran = []
     monkeypatch.chdir(tmp_path)
@@ -217,3 +218,10 @@ def test_without_a_stage_all_run_in_turn(monkeypatch, tmp_path, capsys):
         train.main()
     assert len(ran) == 2
     assert [path.name for path in (tmp_path / "output").iterdir()] == ["ttt"]
+    torch.save(unfinished("joined", steps=1), tmp_path / "output" / "ttt" / "checkpoint.pt")
+    train.main()                # stops in the second stage
+    monkeypatch.setattr(sys, "argv", ["train.py", "--resume"])
+    monkeypatch.setattr(train, "train", lambda stage, args: ran.append((stage.name, args.resume))
+                        or True)
+    train.main()
+    assert ran[-1] == ("ttt", False)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import save_file
 from test_keys import B32, L14
 from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel
@@ -225,6 +226,20 @@ def test_bad_input_is_one_sentence(call, tmp_path, model_folder, monkeypatch):
     (tmp_path / "clip/config.json").write_text(json.dumps(config))
     with pytest.raises(UserError, match="hidden_act is 'gelu'"):
         load_clip(tmp_path / "clip")
+    shutil.copytree(model_folder / "clip", tmp_path / "other" / "clip")
+    shutil.copytree(model_folder / "tokenizer", tmp_path / "other" / "tokenizer")
+    vocabulary = tmp_path / "other" / "tokenizer" / "vocab.json"
+    words = json.loads(vocabulary.read_text())
+    vocabulary.write_text(json.dumps(words | {"grown</w>": 10 ** 5}))
+    with pytest.raises(UserError, match="vocab.json"):
+        load_clip(tmp_path / "other" / "clip")
+    (tmp_path / "other" / "clip" / "tokenizer.json").touch()        # its own, then
+    with pytest.raises(UserError, match="clip/tokenizer.json"):
+        load_clip(tmp_path / "other" / "clip")
+    Image.new("1", (20_000, 20_000)).save(tmp_path / "huge.png")    # more than Pillow opens
+    for read in (metrics.open_image, metrics.read_frames):
+        with pytest.raises(UserError, match="huge.png: not a"):
+            read(tmp_path / "huge.png")
     monkeypatch.setitem(sys.modules, "cv2", None)
     with pytest.raises(UserError, match=r"cv2 is not installed: pip install -e \"\.\[eval\]\""):
         call(video, "--reference", video)

@@ -14,6 +14,7 @@ from customttt.paper import tables
 from customttt.paper.intervals import bootstrap, pearson, places, spearman
 from customttt.recipes import TTT
 from customttt.run.data import Texts
+from customttt.run.loop import autocast
 from customttt.tiny.pretraining.judge import Judge
 from customttt.tiny.study import metrics, protocol, search, student, study
 from customttt.tiny.study.scores import METRICS, combinations, other_motion, other_subject, score
@@ -192,6 +193,14 @@ def test_losses_of_the_student_are_held_against_the_teachers(model_folder, monke
     assert same["motion loss above the teacher's, before"] == 0
     assert same["change of motion loss"] == same["change of appearance loss"] == 0
     assert abs(same["appearance loss above the teacher's, before"]) > 0.01
+
+    half = load_model(model_folder, dtype=torch.bfloat16)           # as on a GPU
+    add_lora(half.unet, "temporal", (1, 7), rank=2, dropout=0, name="joined")
+    clip = torch.zeros(2, 64, 64, 3, dtype=torch.uint8)
+    with autocast(half.device, "bf16"):
+        assert student.noise_change(half, moving, clip) == 0
+        assert student.preservation(half.unet, Texts(*(each.bfloat16() for each in texts)),
+                                    *given[2:])["change of motion loss"] == 0
 
     for pair in pairs:
         pair["joined"].up.weight.data.mul_(3)

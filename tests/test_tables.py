@@ -3,6 +3,7 @@
 import json
 import shutil
 import sys
+from dataclasses import replace
 from functools import partial
 from types import SimpleNamespace
 
@@ -344,11 +345,15 @@ def test_a_stopped_training_stops_the_table(tmp_path, monkeypatch, model_folder)
     assert not list(tmp_path.rglob(cache.MADE))
 
 
-def test_bad_input(protocol, tmp_path, call):
+def test_bad_input(protocol, tmp_path, call, model_folder):
     with pytest.raises(UserError, match="--prompts 0: must be positive"):
         call(4, "--prompts", "0")
     with pytest.raises(UserError, match="--device foo: this machine has no such device"):
         call(4, "--device", "foo")
+    shutil.copytree(model_folder, tmp_path / "image-model")
+    shutil.rmtree(tmp_path / "image-model" / "motion_adapter")
+    with pytest.raises(UserError, match="image-model has no motion module: give one"):
+        call(3, "--model", str(tmp_path / "image-model"))
     group = json.loads(protocol.read_text())["groups"][0]
     for groups, said in (
             ([{"images": "subject"}], "must have \"groups\", each with images, motion"),
@@ -363,6 +368,42 @@ def test_bad_input(protocol, tmp_path, call):
             tables.read_protocol(protocol)
     with pytest.raises(UserError, match="nowhere: no such file or folder"):
         cache.files_of(tmp_path / "nowhere")
+
+
+def test_results_that_were_made_otherwise_are_told_apart(protocol):
+    """Seeds of a table are put together only if all but the seed is the same."""
+    [group] = tables.read_protocol(protocol)
+    units = tables.units_of(tables.TABLES[4], [group])
+    args = SimpleNamespace(guidance=None)
+    told = rows.told_of(units, args)
+    assert told == rows.told_of(tables.units_of(tables.TABLES[4], [group]), args)
+    assert len({told, rows.told_of(units, SimpleNamespace(guidance=2.0)),
+                rows.told_of(units[:1], args),
+                rows.told_of(tables.units_of(tables.TABLES[3], [group]), args),
+                rows.told_of([unit._replace(group=replace(group, prompts=("a bear is up",) * 2))
+                              for unit in units], args)}) == 5
+
+
+def test_a_row_of_motion_alone_has_the_motions_scale(protocol, monkeypatch):
+    [group], scales = tables.read_protocol(protocol), []
+    monkeypatch.setattr(rows, "open_model", lambda args: (SimpleNamespace(unet=None), "fp32"))
+    monkeypatch.setattr(rows, "chosen_settings", lambda *of: dict.fromkeys(
+        ("sampling_steps", "guidance", "frames", "size")))
+    monkeypatch.setattr(rows, "load_lora", lambda unet, file, scale: scales.append(scale))
+    monkeypatch.setattr(rows, "sample_video", lambda *of, **others: None)
+    bench = rows.Bench(SimpleNamespace(), None, ())
+    for row, files in ((rows.Row("m", subject=(), scales=(0.5, 0.7)), {"temporal": None}),
+                       (rows.Row("j", scales=(0.5, 0.7)), {"spatial": None, "temporal": None})):
+        bench.sample(files, row, group, "p", 0)
+    assert scales == [0.7, 0.5, 0.7]
+
+
+def test_a_tokenizer_beside_a_single_file_is_part_of_the_model(tmp_path):
+    (tmp_path / "tokenizer").mkdir()
+    for file in ("model.safetensors", "tokenizer/vocab.json"):
+        (tmp_path / file).touch()
+    args = SimpleNamespace(model=tmp_path / "model.safetensors", motion_module=None, vae=None)
+    assert cache.model_files(args) == [args.model, tmp_path / "tokenizer" / "vocab.json"]
 
 
 def test_a_clip_without_tracks_has_no_motion_fidelity(protocol, model_folder, monkeypatch):

@@ -214,6 +214,15 @@ def test_resume_refuses_other_weights_of_the_same_name(run_stage, model_folder, 
                   "--resume")
 
 
+def test_resume_refuses_another_kind_of_device(run_stage, tmp_path):
+    run_stage("spatial", tmp_path, "--steps", "1")
+    content = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
+    content["run"]["device"] = "cuda"
+    torch.save(content, tmp_path / "checkpoint.pt")
+    with pytest.raises(UserError, match="was started with device = 'cuda', not 'cpu'; give the"):
+        run_stage("spatial", tmp_path, "--steps", "2", "--resume")
+
+
 def test_a_sheet_of_clips_plays_at_the_rate_that_was_learned(run_stage, tmp_path):
     run_stage("temporal", tmp_path, "--steps", "1", "--sheet-every", "1", "--fps", "4")
     with Image.open(tmp_path / "sheet-000001.gif") as image:

@@ -27,7 +27,7 @@ def check_fps(path: str | Path, fps: float) -> None:
     A GIF counts in 1/100 s, a WebP in 1/1000 s, and players take a shorter delay than 20 or 11 ms
     for 100 ms; more than 1000 fps no mp4 player shows.
     """
-    least, most = FPS.get(Path(path).suffix.lower(), (0, math.inf))
+    least, most = FPS_RANGE.get(Path(path).suffix.lower(), (0, math.inf))
     if not least <= fps <= most:
         raise UserError(f"--fps {fps:g}: a {Path(path).suffix} file holds {least:g} to {most:g}")
 
@@ -115,5 +115,5 @@ def _write_sheet(images: list[Image.Image], path: Path, fps: float) -> None:
     sheet.save(path)
 
 
-FPS = {".mp4": (0.01, 1000), ".gif": (0.01, 50), ".webp": (0.01, 90)}      # least and most
+FPS_RANGE = {".mp4": (0.01, 1000), ".gif": (0.01, 50), ".webp": (0.01, 90)}      # least and most
 WRITERS = {".mp4": _write_mp4, ".gif": _write_gif, ".webp": _write_webp, ".png": _write_sheet}

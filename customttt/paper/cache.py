@@ -98,7 +98,8 @@ def model_files(args: argparse.Namespace) -> list[Path]:
     """All that the model is read from."""
     found = []
     for path in map(Path, filter(None, (args.model, args.motion_module, args.vae))):
-        parts = [part for part in map(path.joinpath, PARTS) if part.is_dir()] or [path]
+        parts = [part for part in map(path.joinpath, PARTS) if part.is_dir()] or [path, *filter(
+            Path.is_dir, [path.with_name("tokenizer")] if path.is_file() else [])]
         found += [file for part in parts for file in files_of(part)]
     return found
 
@@ -113,9 +114,10 @@ def files_of(path: Path) -> list[Path]:
     return [path, *filter(Path.is_file, [path.with_suffix(".txt")])]
 
 
-def values_of(recipe: Recipe, args: argparse.Namespace) -> dict:
+def values_of(recipe: Recipe, args: argparse.Namespace | None = None) -> dict:
     """All that a recipe says, at full size and at others, but for what the flags say."""
-    given = {name: getattr(args, name) for name in recipe.full if getattr(args, name) is not None}
+    given = {name: getattr(args, name) for name in recipe.full
+             if getattr(args, name, None) is not None}
     return {size: {name: setting.value for name, setting in settings.items()} | given
             for size, settings in (("full", recipe.full), ("tiny", recipe.full | recipe.tiny))}
 

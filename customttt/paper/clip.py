@@ -83,7 +83,8 @@ def load_clip(path: str | Path, device: torch.device | str = "cpu") -> Embedder:
         raise UserError(f"--clip {file}: not a CLIP as transformers' CLIPModel saves it (no "
                         f"{error} in it)") from error
     fill(clip, tensors, keys.public_clip, str(file), device)
-    return Embedder(clip.eval(), read_tokenizer(folder, clip.text_model.config.length))
+    return Embedder(clip.eval(), read_tokenizer(
+        folder, clip.text_model.config.length, clip.text_model.config.vocabulary))
 
 
 def clip_files(path: Path) -> tuple[Path, Path, Path]:
@@ -91,7 +92,7 @@ def clip_files(path: Path) -> tuple[Path, Path, Path]:
     file = next((path / name for name in FILES if (path / name).is_file()), path)
     if not file.is_file():
         raise UserError(f"--clip {path}: no CLIP there; give a folder with {FILES[0]} in it")
-    own = (file.parent / "vocab.json").is_file()
+    own = any((file.parent / name).is_file() for name in ("vocab.json", "tokenizer.json"))
     return file, file.with_name("config.json"), (
         file.parent if own else file.parent.parent / "tokenizer")
 

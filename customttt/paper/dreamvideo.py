@@ -34,12 +34,13 @@ from ..model.clip import TextEncoder
 from ..model.model import Model
 from ..model.unet import UNet
 from ..recipes import SPATIAL as IMAGES, TEMPORAL as CLIPS, Recipe, Setting
-from ..run.data import OUTPUT, add_data_flags, prepare_spatial, prepare_temporal
+from ..run.data import (OUTPUT, add_data_flags, fingerprint, prepare_spatial,
+                        prepare_temporal)
 from ..run.stage import Job, Stage
 from ..sampling import decode_frames, sample_video
-from ..stages import Backward
+from ..stages import Backward, spatial_step
 from .adapters import LearnedWord, adapter_parameters, appearance, put_identity, put_motion
-from .clip import load_clip
+from .clip import clip_fingerprint, load_clip
 
 WORD = "*"      # the placeholder, in prompts
 NO_LORA = {"spatial_layers": (), "temporal_layers": (), "rank": 1, "dropout": 0.0}
@@ -126,7 +127,8 @@ def prepare_identity(model: Model, settings: dict, args: Namespace) -> Job:
     put_identity(model.unet)
     z = job.inputs[0]
     c = model.encode_text([f"a {WORD}"]).expand(len(z), -1, -1)
-    return Job((z, c), f"a {WORD}", without_lora(job))
+    return Job((z, c), f"a {WORD}", without_lora(job) | {
+        "word_sha256": fingerprint([find_lora(args.word, "--word")])})
 
 
 def read_word(path: Path) -> Tensor:
@@ -135,13 +137,6 @@ def read_word(path: Path) -> Tensor:
     if tensors.keys() != {"word"}:
         raise UserError(f"--word {file}: not what --stage dreamvideo-word trains")
     return tensors["word"]
-
-
-def identity_step(unet: UNet, z: Tensor, c: Tensor, settings: dict, draw: Draws,
-                  backward: Backward) -> None:
-    """The noise in single images, motion modules out."""
-    i = draw.some(len(z), settings["batch_size"])
-    backward(spatial_loss(unet, z[i], c[i], draw.noise_like(z[i]), draw.timesteps(z[i])))
 
 
 def add_motion_flags(parser: ArgumentParser) -> None:
@@ -155,11 +150,13 @@ def prepare_motion(model: Model, settings: dict, args: Namespace) -> Job:
     the VAE gives it back."""
     job = prepare_temporal(model, settings | NO_LORA, args)
     z, c = job.inputs
-    embedder = load_clip(args.clip or Path(args.model) / "clip", model.device)
+    judge = args.clip or Path(args.model) / "clip"
+    embedder = load_clip(judge, model.device)
     a = torch.stack([embedder.embed_images(to_images(decode_frames(model, each[None])))
                      for each in z])                                         # (n f d_a)
     put_motion(model.unet, a.shape[2])
-    return Job((z, c, a, model.encode_text([""])), job.prompt, without_lora(job))
+    return Job((z, c, a, model.encode_text([""])), job.prompt,
+               without_lora(job) | {"clip_sha256": clip_fingerprint(Path(judge))})
 
 
 def motion_step(unet: UNet, z: Tensor, c: Tensor, a: Tensor, empty: Tensor, settings: dict,
@@ -220,7 +217,7 @@ DREAMVIDEO = (
     Word("dreamvideo-word", "dreamvideo-word", recipe(IMAGES, 1e-5, 3000, 1e-3, FOUR),
          add_data_flags, prepare_word, word_step, trained=(), rows=((),), motion=False),
     Adapted("dreamvideo-identity", "dreamvideo-identity", recipe(IMAGES, 1e-6, 1000, 1e-4, FOUR),
-            add_identity_flags, prepare_identity, identity_step, trained=("identity",),
+            add_identity_flags, prepare_identity, spatial_step, trained=("identity",),
             rows=((),), motion=False),
     Adapted("dreamvideo-motion", "dreamvideo-motion", recipe(CLIPS, 1e-6, 3000, 1e-4, DROPPED),
             add_motion_flags, prepare_motion, motion_step, trained=("motion",), rows=((),)))

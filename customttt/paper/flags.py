@@ -2,6 +2,8 @@
 them."""
 
 import argparse
+import contextlib
+import io
 import os
 from pathlib import Path
 
@@ -9,7 +11,8 @@ import torch
 
 from ..errors import UserError
 from ..recipes import EVERYWHERE, SMALL, Recipe
-from ..run.options import add_model_flags, add_recipe_flags, device_named
+from ..run.data import require_motion
+from ..run.options import add_model_flags, add_recipe_flags, device_named, open_model
 from .cache import OUTPUT
 
 SAMPLED = Recipe(EVERYWHERE, SMALL)     # what a clip is sampled with
@@ -36,4 +39,7 @@ def check_shared(args: argparse.Namespace) -> None:
     if "LOCAL_RANK" in os.environ and args.device == "cuda" and torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     device_named(args.device)
+    with contextlib.redirect_stdout(io.StringIO()):     # what it says, each process would say again
+        model, _ = open_model(args)
+    require_motion(model)
     args.clip = args.clip or Path(args.model) / "clip"

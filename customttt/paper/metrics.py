@@ -149,7 +149,7 @@ def read_frames(path: Path) -> list[Image.Image]:
             return [frame.convert("RGB") for frame in ImageSequence.Iterator(image)]
         with av.open(str(path)) as container:
             return [frame.to_image() for frame in container.decode(video=0)]
-    except (OSError, av.FFmpegError, IndexError, ValueError) as error:
+    except Exception as error:      # each of their many readers fails in its own way
         raise UserError(f"{path}: not a video that can be read ({in_words(error)})") from error
 
 
@@ -159,7 +159,7 @@ def open_image(path: Path) -> Image.Image:
         with warnings.catch_warnings(), Image.open(path) as image:
             warnings.simplefilter("ignore")
             return image.convert("RGB")
-    except (OSError, ValueError, SyntaxError) as error:
+    except Exception as error:
         raise UserError(f"{path}: not an image that can be read ({in_words(error)})") from error
 
 

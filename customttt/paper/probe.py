@@ -28,7 +28,6 @@ from ..errors import UserError, run
 from ..files.reading import read_json, write_json
 from ..media.clips import contact_sheet, to_images, write_video
 from ..model.model import Model
-from ..run.data import require_motion
 from ..run.options import chosen_settings, open_model
 from ..sampling import sample_video
 from .cache import Cache, open_cache, write_result
@@ -171,7 +170,6 @@ def main() -> None:
     with contextlib.redirect_stdout(io.StringIO()):     # each process would say it
         model, _ = open_model(args)
         settings = chosen_settings(args, SAMPLED, model)
-    require_motion(model)
 
     jobs = []
     for k, pair in enumerate(pairs):

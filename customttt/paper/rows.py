@@ -5,9 +5,11 @@ again. A group is a subject, a motion and the prompts that join them.
 """
 
 import argparse
+import hashlib
+import json
 import re
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -151,7 +153,8 @@ class Bench(NamedTuple):
             guide = load_clip(self.args.clip, model.device).embed_images(group.subject_images()[:1])
             worded = re.sub(rf"\b{re.escape(group.subject)}\b", f"a {WORD}", prompt)
             return sample_dreamvideo(model, worded, guide, **arguments)
-        for file, scale in zip(files.values(), row.scales):
+        scales = (*row.scales[:1] * len(row.subject), *row.scales[1:] * len(row.motion))
+        for file, scale in zip(files.values(), scales):
             load_lora(model.unet, file, scale)
         return sample_video(model, prompt, **arguments)
 
@@ -168,6 +171,16 @@ class Bench(NamedTuple):
                 scores |= read_json(folder / "scores.json")
             made.append(folder)
         return scores, made
+
+
+def told_of(units: Sequence[Unit], args: argparse.Namespace) -> str:
+    """SHA-256 of all that makes them beside the model and the seed."""
+    stages = {stage for unit in units for stage in (*unit.row.subject, *unit.row.motion, "ttt")}
+    told = {"recipes": {stage: values_of((STAGES | COMPARED)[stage].recipe) for stage in stages},
+            "sampled": values_of(SAMPLED, args),
+            "units": [[str(replace(unit.row, clip=None)), unit.group.content, unit.prompt]
+                      for unit in units]}
+    return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
 
 
 def read_clip(folder: Path) -> Tensor:

@@ -28,7 +28,7 @@ from .cache import open_cache, write_result
 from .flags import add_shared_flags, check_shared
 from .intervals import interval, shown
 from .ranks import shared, start_ranks
-from .rows import Bench, Group, Row, Scorer, Unit, paper_scorer
+from .rows import Bench, Group, Row, Scorer, Unit, paper_scorer, told_of
 from .systems import SYSTEMS
 from .tracks import TRACKERS, evaluation_package
 
@@ -36,7 +36,7 @@ KEYS = {"images", "subject", "video", "motion", "prompts"}      # of a group
 BASE, OURS, AS_THEY_ARE = "the base model", "CustomTTT", "without test-time training"
 
 
-def placed(spatial: Sequence[int], temporal: Sequence[int]) -> Row:
+def with_layers(spatial: Sequence[int], temporal: Sequence[int]) -> Row:
     return Row(f"W_s {spatial}, W_t {temporal}",
                subject_flags=("--spatial-layers", *map(str, spatial)),
                motion_flags=("--temporal-layers", *map(str, temporal)))
@@ -46,7 +46,7 @@ TABLES = {
     1: [Row(BASE, (), ()),
         *(Row(name, tuple(stage.name for stage in subject), tuple(stage.name for stage in motion))
           for name, (subject, motion) in SYSTEMS.items()), Row(OURS, ttt=())],
-    3: [*(placed(s, t) for t in ((1, 7), (2, 5)) for s in ((0, 1), (2, 6))),
+    3: [*(with_layers(s, t) for t in ((1, 7), (2, 5)) for s in ((0, 1), (2, 6))),
         Row("the model's recipe")],
     4: [Row(AS_THEY_ARE),
         *(Row(f"{n} reference steps", ttt=("--reference-steps", str(n))) for n in (1, 3, 5, 10))],
@@ -197,7 +197,8 @@ def make(args: argparse.Namespace, name: str, units: Sequence[Unit], scorers: Se
     if scored is None:
         return None
     result = {
-        "name": name, "seed": args.seed, "made of": bench.cache.told,
+        "name": name, "seed": args.seed, "made of": bench.cache.told | {
+            "settings": told_of(units, args)},
         "scored with": {scorer.name: scorer.told for scorer in scorers},
         "rows": list(dict.fromkeys(unit.row.name for unit in units)),
         "differences": [list(pair) for pair in pairs], "metrics": list(scored[0][0]),

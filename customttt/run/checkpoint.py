@@ -13,7 +13,8 @@ from ..files.checks import is_whole
 
 CHECKPOINT = "checkpoint.pt"
 OTHERS = {"base_weights": "another model", "data_sha256": "other data or captions",
-          "spatial_sha256": "another --spatial", "temporal_sha256": "another --temporal"}
+          "spatial_sha256": "another --spatial", "temporal_sha256": "another --temporal",
+          "word_sha256": "another --word", "clip_sha256": "another --clip"}
 
 
 class State:
@@ -28,7 +29,7 @@ class State:
         """What a resumed run must share with the one before it (but for the steps)."""
         return self.run.metadata | self.run.settings | {
             "seed": self.run.seed, "precision": self.run.precision,
-            "base_weights": self.run.base_weights}
+            "device": self.device.type, "base_weights": self.run.base_weights}
 
     def save(self) -> None:
         """Write the checkpoint, and beside it what is trained so far."""

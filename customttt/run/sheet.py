@@ -10,7 +10,7 @@ from torch import Tensor
 from ..diffusion import ddim, ddim_timesteps
 from ..draws import stream_seed
 from ..lora import lora_on
-from ..media.clips import FPS, contact_sheet, write_video
+from ..media.clips import FPS_RANGE, contact_sheet, write_video
 from ..model.model import Model
 from ..recipes import SAMPLING
 from ..sampling import decode_frames, initial_noise
@@ -31,7 +31,7 @@ def sheet_drawer(model: Model, prompt: str, settings: dict, seed: int,
     if not motion:
         noise = noise[:, :, ::stride(settings["frames"])]    # the others would not be looked at
     timesteps = ddim_timesteps(settings["sampling_steps"])
-    least, most = FPS[".gif"]
+    least, most = FPS_RANGE[".gif"]
     fps = min(max(settings.get("fps", SAMPLING.full["fps"].value), least), most)
 
     def draw(path: Path) -> None:

@@ -28,7 +28,7 @@ from ..pretraining.judge import as_pixels
 from ..pretraining.parts import load_vae
 from .protocol import combination_of, write_protocol
 from .scores import other_motion, other_subject
-from .study import PROTOCOL, SAMPLED, rendered, scorers, truth
+from .study import PROTOCOL, SAMPLED_ROWS, rendered, scorers, truth
 
 TRUTHS = ("true identity", "true motion")
 
@@ -89,7 +89,7 @@ def main() -> None:
     tables.check(args)
     groups = write_protocol(args.output / PROTOCOL)
     units = [*tables.units_of(spread(Path(args.model)), groups),
-             *(Unit(row, group, 0) for group in groups[:args.sampled] for row in SAMPLED)]
+             *(Unit(row, group, 0) for group in groups[:args.sampled] for row in SAMPLED_ROWS)]
     result = tables.make(args, "metrics", units, scorers(args), [], "customttt.tiny.study.metrics",
                          correlations)
     if result is not None:

@@ -26,7 +26,7 @@ from ..world.subjects import HELD_OUT_SUBJECTS, Subject
 from .scores import STILL, Combination, combinations
 
 # The tenth group has the first one's subject. None is among the first forty combinations, on which
-# settings are tried (search.py).
+# settings are tried (search.py), but their subjects and motions are these, in other pairs.
 PAIRS = [*combinations(40, 9), *combinations(70, 1)]
 
 

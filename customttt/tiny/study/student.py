@@ -31,6 +31,7 @@ from ...model.unet import UNet
 from ...paper import tables
 from ...paper.rows import Row, Scorer, Unit
 from ...run.data import Texts
+from ...run.loop import autocast
 from ...run.options import open_model
 from ...sampling import decode_frames, latent_shape
 from ...stages import TEACHERS, noising_timesteps, reference_timesteps, ttt_step
@@ -55,11 +56,12 @@ def change(before: Path, after: Path) -> float:
 @torch.no_grad()
 def noise_change(model: Model, prompt: str, frames: Tensor) -> float:
     """||eps after - eps before|| / ||eps before||, on a clip noised to five timesteps."""
-    z = rearrange(model.vae.encode(as_pixels(frames)), "f c h w -> 1 c f h w")
+    pixels = as_pixels(frames).to(model.device, model.dtype)
+    z = rearrange(model.vae.encode(pixels).float(), "f c h w -> 1 c f h w")
     text, generator = model.encode_text([prompt]), Generator().manual_seed(0)
     before, after = [], []
-    for t in torch.tensor([[100], [300], [500], [700], [900]]):
-        x_t = add_noise(z, torch.randn(z.shape, generator=generator), t)
+    for t in torch.tensor([[100], [300], [500], [700], [900]], device=model.device):
+        x_t = add_noise(z, torch.randn(z.shape, generator=generator).to(model.device), t)
         for on, predicted in ((TEACHERS, before), (STUDENT, after)):
             with lora_on(model.unet, *on):
                 predicted.append(model.unet(x_t, t, text))
@@ -98,7 +100,12 @@ def preservation(unet: UNet, texts: Texts, shape: tuple[int, ...],
 def student_scorer(args: argparse.Namespace) -> Scorer:
     """Of a row with test-time training; shares in percent."""
     def scores(clip: Tensor, unit: Unit, loras: dict[str, Path]) -> dict[str, float]:
-        model, _ = open_model(args)
+        model, precision = open_model(args)
+        with autocast(model.device, precision):
+            return scores_of(model, clip, unit, loras)
+
+    def scores_of(model: Model, clip: Tensor, unit: Unit,
+                  loras: dict[str, Path]) -> dict[str, float]:
         for name, file in zip((*TEACHERS, *STUDENT), loras.values()):
             load_lora(model.unet, file, name=name)
         told = read_metadata(loras["ttt"])
