@@ -221,6 +221,9 @@ def test_groups_count_and_not_clips():
                                tables.AS_THEY_ARE: values})
     # 0.05 on the mean, half an interval 0.635: 2 (0.635 / 0.013)^2 groups.
     assert "takes about 4776 groups" in tables.verdicts(noisy)[0]
+    none = result("table-4", {"5 reference steps": [[0.1001, 0.3001], [0.2999, 0.4999]],
+                              tables.AS_THEY_ARE: values})
+    assert "**not found**" in tables.verdicts(none)[0]      # 0 +- 0.0013, and 0.013 in the paper
 
 
 def test_student():

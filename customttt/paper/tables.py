@@ -175,6 +175,8 @@ def verdicts(result: dict) -> list[str]:
                 said = "as the paper" if mean * paper > 0 else "**against the paper**"
             elif len(here) == 1:
                 said = "undecided: one group has no interval"
+            elif abs(mean - paper) > half:
+                said = "**not found**: none shows, and the paper's is outside the interval"
             else:
                 said = (f"undecided; an interval as narrow as the paper's difference takes about "
                         f"{len(here) * (half / paper) ** 2:.0f} groups")
