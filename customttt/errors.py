@@ -128,7 +128,8 @@ def writing(path: str | Path):
         yield Path(temporary)
         with open(temporary, "rb+") as written:       # Windows flushes only what may be written
             os.fsync(written.fileno())
-        os.chmod(temporary, 0o666 & ~_umask())      # mkstemp's 0600 would hide it from others
+        with contextlib.suppress(OSError):              # a network drive may not know it
+            os.chmod(temporary, 0o666 & ~_umask())      # mkstemp's 0600 would hide it from others
         os.replace(temporary, path)
     except Exception as error:
         reason = _disk_reason(error)

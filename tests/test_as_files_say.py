@@ -10,6 +10,7 @@ from pathlib import Path
 import av
 import pytest
 import torch
+from av.video.reformatter import ColorTrc
 from einops import rearrange
 from PIL import Image, ImageCms
 from test_media import (RED, WHITE, assert_corners, gradient, levels, numbered, numbers, quarters,
@@ -75,6 +76,27 @@ def test_a_profile_that_is_none_is_said(tmp_path):
     Image.new("RGB", (40, 40), RED).save(tmp_path / "a.png", icc_profile=b"no profile" * 20)
     with pytest.warns(UserWarning, match=r"a\.png: its colour profile cannot be read"):
         assert has(read_image(tmp_path / "a.png", 16), RED, 1)
+
+
+def linear_grey() -> bytes:
+    """An ICC profile of grey whose levels are light."""
+    white = struct.pack(">3I", 0xF6D6, 0x10000, 0xD32D)
+    tags = {b"wtpt": b"XYZ " + bytes(4) + white, b"kTRC": b"curv" + bytes(8),
+            b"cprt": b"text" + bytes(8)}
+    at, table, content = 132 + 12 * len(tags), b"", b""
+    for name, tag in tags.items():
+        table += name + struct.pack(">2I", at + len(content), len(tag))
+        content += tag
+    head = (struct.pack(">I4xI", at + len(content), 0x02100000) + b"mntrGRAYXYZ " + bytes(12)
+            + b"acsp" + bytes(28) + white).ljust(128, b"\0")
+    return head + struct.pack(">I", len(tags)) + table + content
+
+
+@pytest.mark.parametrize("mode, colour", [("L", 128), ("LA", (128, 255))])
+def test_the_profile_of_grey_is_followed_with_alpha_too(tmp_path, recwarn, mode, colour):
+    Image.new(mode, (40, 40), colour).save(tmp_path / "a.png", icc_profile=linear_grey())
+    assert has(read_image(tmp_path / "a.png", 16), (188, 188, 188), 2)
+    assert not recwarn.list
 
 
 def test_the_gamma_of_a_png_is_followed(tmp_path):
@@ -234,6 +256,10 @@ def test_what_cannot_be_converted_is_said(tmp_path, monkeypatch):
                 raise av.FFmpegError(95, "Operation not supported")
             return frame.reformat(format=format)
     monkeypatch.setattr("customttt.media.videos.VideoReformatter", Old)
+    with pytest.warns(UserWarning, match=r"hdr_hlg\.mov: .*transfer HLG.* taken as they are"):
+        read_video(CASES / "hdr_hlg.mov", 1, 8, 16)
+    monkeypatch.undo()          # PyAV 17 raises nothing, and converts it wrongly
+    monkeypatch.setattr("customttt.media.videos.CONVERTED_WRONGLY", {ColorTrc.ARIB_STD_B67})
     with pytest.warns(UserWarning, match=r"hdr_hlg\.mov: .*transfer HLG.* taken as they are"):
         read_video(CASES / "hdr_hlg.mov", 1, 8, 16)
 

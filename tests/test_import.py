@@ -101,6 +101,10 @@ def test_peft_save_pretrained(options, tmp_path, reference, model):
     file = load_lora(model.unet, tmp_path / "adapter_model.safetensors")
     assert not file.notes and file.tensors == 2 * len(expected)
     assert_same_deltas(model, expected)
+    (tmp_path / "adapter_model.safetensors").rename(tmp_path / "bear.safetensors")
+    again = load_lora(model.unet, tmp_path / "bear.safetensors")
+    assert {target: pair.scale for target, pair in again.unet.items()} == {
+        target: pair.scale for target, pair in file.unet.items()}
 
 
 def test_peft_without_its_config_is_said(tmp_path, reference, model):
@@ -110,6 +114,8 @@ def test_peft_without_its_config_is_said(tmp_path, reference, model):
     (tmp_path / "adapter_config.json").unlink()
     file = load_lora(model.unet, tmp_path / "adapter_model.safetensors")
     assert file.notes == ["no adapter_config.json beside it, so its alpha is taken to be its rank"]
+    (tmp_path / "adapter_model.safetensors").rename(tmp_path / "bear.safetensors")
+    assert load_lora(model.unet, tmp_path / "bear.safetensors", 0.0).notes == file.notes
     assert_same_deltas(model, expected)
 
 

@@ -20,7 +20,7 @@ import customttt
 from customttt import UserError, load_model
 from customttt.files import keys
 from customttt.files.load import WEIGHTS
-from customttt.files.random_model import random_model
+from customttt.files.random_model import main as random_model_command, random_model
 from customttt.files.save import save_model
 from customttt.model.motion import positional_encoding
 
@@ -164,6 +164,20 @@ def test_fp16_and_pickled_file_names(folder, model):
                _use_new_zipfile_serialization=False)        # as before torch 1.6
     (text / "model.safetensors").unlink()
     assert_same_bits(parameters(load_model(folder)), parameters(model))
+    (text / "pytorch_model.bin").rename(text / "pytorch_model.fp16.bin")
+    assert_same_bits(parameters(load_model(folder)), parameters(model))
+    (text / "pytorch_model.fp16.bin").unlink()
+    (text / "model.safetensors.index.json").touch()
+    with pytest.raises(UserError, match="text_encoder: its weights are in several files"):
+        load_model(folder)
+
+
+def test_random_weights_replace_no_others(model_folder, monkeypatch):
+    before = (model_folder / UNET).read_bytes()
+    monkeypatch.setattr(sys, "argv", ["random_model", str(model_folder)])
+    with pytest.raises(UserError, match="holds a model already; give another folder"):
+        random_model_command()
+    assert (model_folder / UNET).read_bytes() == before
 
 
 def test_old_vae_names(folder, model):
@@ -282,7 +296,11 @@ def test_diffusers_motion_adapter(model_folder, tmp_path, version, frames, pe):
         stem = "down_blocks.0.motion_modules.0.transformer_blocks.0.pos_embed.pe"
         save_as(load_file(adapter / WEIGHTS) | {stem: positional_encoding(frames, width)[None]},
                 adapter / WEIGHTS)
-    loaded = load_model(model_folder, motion_module=adapter)
+    config = json.loads((adapter / "config.json").read_text())
+    for channels, taken in ((9, False), (None, True)):      # PIA's reads a picture besides
+        (adapter / "config.json").write_text(json.dumps(config | {"conv_in_channels": channels}))
+        with contextlib.nullcontext() if taken else pytest.raises(UserError, match="conv_in_cha"):
+            loaded = load_model(model_folder, motion_module=adapter)
     assert loaded.unet.config.motion == other.unet.config.motion
     only = {f"unet.{n}": p for n, p in other.unet.named_parameters() if keys.is_motion(n)}
     assert_same_bits({k: p for k, p in parameters(loaded).items() if k in only}, only)

@@ -74,6 +74,15 @@ def test_memory_that_runs_out_is_a_sentence(capsys):
         assert "error: the memory is full; try a smaller --size" in capsys.readouterr().err
 
 
+def test_a_drive_without_permissions_is_written_to(tmp_path, monkeypatch):
+    def refused(*given):
+        raise PermissionError(1, "Operation not permitted")
+    monkeypatch.setattr(os, "chmod", refused)
+    with writing(tmp_path / "a.txt") as temporary:
+        temporary.write_text("a")
+    assert (tmp_path / "a.txt").read_text() == "a"
+
+
 def test_windows_is_asked_to_flush_a_file_that_may_be_written(tmp_path, monkeypatch):
     """os.fsync there fails on a file opened for reading alone."""
     modes = []

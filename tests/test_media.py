@@ -12,7 +12,7 @@ from PIL import Image
 
 from customttt.errors import UserError
 from customttt.media.clips import WRITERS, check_ending, contact_sheet, write_video
-from customttt.media.find import find_files
+from customttt.media.find import caption_beside, find_files
 from customttt.media.images import read_image
 from customttt.media.videos import read_video
 
@@ -100,6 +100,17 @@ def test_sixteen_bits_of_grey_are_scaled_not_clipped(tmp_path):
     assert (row - torch.arange(256)).abs().max() <= 1.5
 
 
+def test_floating_point_of_grey_is_clipped_above_one_and_finite(tmp_path):
+    image = Image.new("F", (40, 40), 0.5)
+    image.putpixel((0, 0), 1.02)        # a highlight
+    image.save(tmp_path / "light.tif")
+    assert abs(levels(read_image(tmp_path / "light.tif", 16))[:, 8, 8] - 128).max() <= 1
+    image.putpixel((0, 0), float("nan"))
+    image.save(tmp_path / "none.tif")
+    with pytest.raises(UserError, match="none.tif: .*not finite"):
+        read_image(tmp_path / "none.tif", 16)
+
+
 @pytest.mark.parametrize("size", [(300, 100), (100, 300)])
 def test_the_centre_square_is_kept(tmp_path, size):
     image = Image.new("RGB", size, RED)
@@ -111,10 +122,12 @@ def test_the_centre_square_is_kept(tmp_path, size):
 
 
 def test_a_folder_gives_its_images_in_order_and_nothing_else(tmp_path):
-    for name in ("b.JPG", "a.png", ".hidden.png", "a.txt", "notes.md"):
+    for name in ("b.JPG", "a.png", ".hidden.png", "a.txt", "b.TXT", "notes.md"):
         (tmp_path / name).touch()
     found = find_files([tmp_path, tmp_path / "b.JPG"], {".png", ".jpg"}, "image")
     assert [path.name for path in found] == ["a.png", "b.JPG", "b.JPG"]
+    (tmp_path / "b.TXT").write_text("a bear\n")
+    assert caption_beside(tmp_path / "b.JPG") == "a bear"
 
 
 # Videos in

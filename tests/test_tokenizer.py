@@ -212,6 +212,18 @@ def test_the_padding_token_of_the_folder(folder, tmp_path, written):
     assert tokenizer([""]).tolist() == [[tokenizer.start, tokenizer.end] + [0] * 75]
 
 
+@pytest.mark.parametrize("name, content", [
+    ("added_tokens.json", {"<cat-toy>": 49408, "<|endoftext|>": 49407}),
+    ("tokenizer.json", {"added_tokens": [{"id": 49408, "content": "<cat-toy>"}]})])
+def test_added_tokens_are_said(folder, tmp_path, name, content):
+    """Of a folder with textual inversion; start and end are no news."""
+    for each in ("vocab.json", "merges.txt"):
+        (tmp_path / each).write_bytes((folder / each).read_bytes())
+    (tmp_path / name).write_text(json.dumps(content))
+    with pytest.warns(UserWarning, match=r"its added tokens \(<cat-toy>\) are not used"):
+        read_tokenizer(tmp_path, length=77)
+
+
 @pytest.mark.parametrize("name, content, needed", [
     ("merges.txt", None, "no tokenizer here; put vocab.json and merges.txt"),
     ("vocab.json", b'{"a": 0', "cannot be read"),

@@ -26,7 +26,7 @@ VAE_FIXED = {"act_fn": ["silu"], "use_quant_conv": [True], "use_post_quant_conv"
              "mid_block_add_attention": [True], "shift_factor": [None], "latents_mean": [None]}
 TEXT_FIXED = {"hidden_act": ["quick_gelu"], "layer_norm_eps": [1e-5]}
 MOTION_FIXED = {"motion_layers_per_block": [2], "motion_mid_block_layers_per_block": [1],
-                "motion_transformer_layers_per_block": [1]}
+                "motion_transformer_layers_per_block": [1], "conv_in_channels": [None]}
 
 
 MOST_WIDE, MOST_HEADS, MOST_FRAMES, MOST_LEVELS = 2 ** 14, 2 ** 10, 2 ** 12, range(1, 9)

@@ -18,7 +18,7 @@ from ..errors import UserError, run, writing
 from . import keys
 from .checks import clipped
 from .lora_files import find_lora, public_stem, split_key
-from .reading import floating, read_metadata, read_tensors, sort_metadata
+from .reading import floating, read_metadata, read_tensors, save_pickled, sort_metadata
 
 Pairs = dict[str, dict[str, Tensor]]        # our name of a module -> its "down" and its "up"
 
@@ -113,11 +113,10 @@ def export(lora: str | Path, target: str, output: str | Path | None = None) -> d
             kinds = {kind_of(name) for name in part}
             metadata = {"kind": "joined" if len(kinds) == 2 else kinds.pop()}
             file = folder / f"{stem}.{target}{form.ending}"
-            with writing(file) as temporary:
-                if file.suffix == ".ckpt":      # AnimateDiff reads LoRAs with torch.load alone
-                    with temporary.open("wb") as opened:        # by its name, its bytes would vary
-                        torch.save({"state_dict": form.layout(part)}, opened)
-                else:
+            if file.suffix == ".ckpt":      # AnimateDiff reads LoRAs with torch.load alone
+                save_pickled({"state_dict": form.layout(part)}, file)
+            else:
+                with writing(file) as temporary:
                     save_file(form.layout(part), temporary, read_metadata(path) | metadata)
                     sort_metadata(temporary)
             written[file] = form.how.format(file=file)

@@ -194,12 +194,15 @@ def _modern(tensors: dict[str, Tensor | Stored]) -> dict[str, Tensor | Stored]:
 
 
 def _weight_file(folder: Path, name: str) -> Path:
-    """The weights in a part's folder: fp32 or fp16, safetensors before pickle."""
+    """The weights in a part's folder: safetensors, fp32 before fp16; then pickle."""
     stem = name.removesuffix(".safetensors")
     pickled = {"model": "pytorch_model.bin"}.get(stem, f"{stem}.bin")
-    for candidate in (name, f"{stem}.fp16.safetensors", pickled):
+    for candidate in (name, f"{stem}.fp16.safetensors", pickled, f"{pickled[:-4]}.fp16.bin"):
         if (folder / candidate).is_file():
             return folder / candidate
+    if next(folder.glob("*.index*.json"), None):
+        raise UserError(f"{folder}: its weights are in several files, which are not read here; save "
+                        f"them as one {name}")
     raise UserError(f"{folder}: no weights here; put {name} there")
 
 

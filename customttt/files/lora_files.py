@@ -44,6 +44,7 @@ REFUSED = {
         "a LoRA for SDXL or another larger model",
 }
 
+PEFT = "base_model.model."      # before each key that peft's save_pretrained writes
 IN_FOLDERS = ("adapter.safetensors", "pytorch_lora_weights.safetensors",
               "pytorch_lora_weights.bin", "adapter_model.safetensors", "adapter_model.bin")
 
@@ -157,7 +158,8 @@ def read_lora(path: str | Path, unet: UNet, text_encoder: TextEncoder | None = N
         raise UserError(f"{path}: no tensors in it")
     file = LoRAFile(metadata=read_metadata(path))
     file.notes = _explain_unknown(path, unknown, tensors, unet, bool(modules))
-    config = peft_config(path, file.metadata, file.notes)
+    by_peft = path.stem == "adapter_model" or any(key.startswith(PEFT) for key in tensors)
+    config = peft_config(path, file.metadata, by_peft, file.notes)
     for (where, target), parts in modules.items():
         base = _module(unet if where == "unet" else text_encoder, target)
         getattr(file, where)[target] = _pair(path, parts, base.weight, config)

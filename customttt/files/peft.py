@@ -11,8 +11,9 @@ from .reading import read_json
 MOST_ALPHA, LONGEST_PATTERN = 1e6, 500
 
 
-def peft_config(path: Path, metadata: dict[str, str], notes: list[str]) -> dict:
-    """The settings: diffusers writes them into a file's metadata, peft beside the file.
+def peft_config(path: Path, metadata: dict[str, str], by_peft: bool, notes: list[str]) -> dict:
+    """The settings: diffusers writes them into a file's metadata, peft beside the file. `by_peft`:
+    whether its keys are as peft writes them.
 
     diffusers' save_lora_weights puts `unet.` and `text_encoder.` before each setting (and each
     key), its save_lora_adapter nothing; both write all of peft's LoraConfig as JSON.
@@ -26,9 +27,9 @@ def peft_config(path: Path, metadata: dict[str, str], notes: list[str]) -> dict:
         if not isinstance(config, dict):
             raise wrong("lora_adapter_metadata", config, str(path), "named entries")
         return config
-    if path.stem == "adapter_model" and beside.is_file():
+    if by_peft and beside.is_file():
         return read_json(beside)
-    if path.stem == "adapter_model":
+    if by_peft:
         notes.append(f"no {beside.name} beside it, so its alpha is taken to be its rank")
     return {}
 

@@ -8,10 +8,11 @@ It has Stable Diffusion 1.5's folder layout and the nine layers at small widths;
 
 import argparse
 from dataclasses import replace
+from pathlib import Path
 
 import torch
 
-from ..errors import run
+from ..errors import UserError, run
 from ..model.clip import TextEncoder
 from ..model.config import (ANIMATEDIFF_V1, ANIMATEDIFF_V2, ANIMATEDIFF_V3, SD15_TEXT, SD15_UNET,
                             SD15_VAE, TextConfig, UNetConfig, VAEConfig)
@@ -51,6 +52,8 @@ def main() -> None:
     parser.add_argument("--motion-version", type=int, choices=[1, 2, 3], default=3)
     parser.add_argument("--full-size", action="store_true", help="Stable Diffusion 1.5's widths")
     args = parser.parse_args()
+    if (Path(args.folder) / "unet").exists():
+        raise UserError(f"{args.folder}: holds a model already; give another folder, or remove it")
     model = random_model(args.motion_version, args.full_size)
     save_model(model, args.folder, torch.float16 if args.full_size else torch.float32)
     print(f"written: {args.folder} (random weights: it draws noise)")

@@ -1,5 +1,6 @@
 """Weight files and JSON: memory-mapped, no code unpickled, every failure one sentence."""
 
+import io
 import json
 import math
 import pickle
@@ -33,6 +34,15 @@ def read_json(path: Path) -> dict:
     if not isinstance(content, dict):
         raise UserError(f"{path}: holds {shortened(content)}, not named entries; fetch it again")
     return content
+
+
+def save_pickled(content, path: Path) -> None:
+    """torch.save, by way of memory: on a full disk it would not say that it is full, and what it
+    writes to a file varies with the file's name."""
+    buffer = io.BytesIO()
+    torch.save(content, buffer)
+    with writing(path) as temporary:
+        temporary.write_bytes(buffer.getbuffer())
 
 
 def write_json(content: dict, path: Path) -> None:

@@ -1,10 +1,11 @@
 """CLIP's tokenizer in a folder: `vocab.json`, `merges.txt`, and the padding token beside them."""
 
+import warnings
 from pathlib import Path
 
 from ..errors import UserError, in_words, writing
 from ..model.tokenizer import END, START, Tokenizer
-from .checks import is_whole, shortened
+from .checks import clipped, is_whole, shortened
 from .reading import read_json, write_json
 
 
@@ -35,6 +36,9 @@ def read_tokenizer(folder: str | Path, length: int, room: int = 2 ** 20) -> Toke
                and all(isinstance(each, str) for each in pair) for pair in merges):
         raise UserError(f"{folder}: not a CLIP vocabulary: its merges are no pairs; fetch it "
                         f"again")
+    if unknown := [token for token in _added_tokens(folder) if token not in vocabulary]:
+        warnings.warn(f"{folder}: its added tokens ({clipped(', '.join(unknown))}) are not used: in "
+                      f"a prompt they are read letter by letter", stacklevel=3)
     pad = _padding_token(folder)
     if pad not in vocabulary:
         raise UserError(f"{folder / 'tokenizer_config.json'}: pad_token is {shortened(pad)}, which "
@@ -56,6 +60,17 @@ def _read_two(folder: Path) -> tuple[dict, list]:
                         f"({in_words(error)}); fetch it again") from error
     return read_json(folder / "vocab.json"), [
         tuple(line.split()) for line in lines if line and not line.startswith("#version")]
+
+
+def _added_tokens(folder: Path) -> list[str]:
+    """Of textual inversion and the like."""
+    for name in ("added_tokens.json", "tokenizer.json"):
+        if (folder / name).is_file():
+            added = read_json(folder / name)
+            if name == "tokenizer.json":
+                added = [each.get("content") for each in added.get("added_tokens") or ()]
+            return [str(token) for token in added]
+    return []
 
 
 def _padding_token(folder: Path) -> str:

@@ -12,6 +12,7 @@ IMAGE_ENDINGS = image_endings()
 VIDEO_ENDINGS = {".mp4", ".mov", ".m4v", ".mkv", ".webm", ".avi", ".wmv", ".asf", ".flv", ".f4v",
                  ".mpg", ".mpeg", ".m2v", ".vob", ".ts", ".mts", ".m2ts", ".3gp", ".3g2", ".ogv",
                  ".mxf", ".y4m", ".gif", ".webp", ".apng", ".avifs"}
+CAPTIONS = (".txt", ".TXT")
 HEIC = {".heic", ".heif", ".hif"}
 MOST_CHARACTERS = 10_000        # of a caption: a model reads 75 tokens of it
 MOST_NAMED = 6      # files left out that a warning names
@@ -43,7 +44,7 @@ def _in_folder(folder: Path, endings: set[str], what: str) -> list[Path]:
     for each in of_trainers:
         inside += sorted(p for p in each.iterdir() if not p.name.startswith("."))
     used = [p for p in inside if p.is_file() and p.suffix.lower() in endings]
-    captions = {p.with_suffix(".txt") for p in used}
+    captions = {p.with_suffix(ending) for p in used for ending in CAPTIONS}
     left = [f"{p.relative_to(folder)} ({_reason(p, what)})" for p in inside
             if p not in used and p not in captions]
     named = ", ".join(left[:MOST_NAMED]) + (f" and {len(left) - MOST_NAMED} more"
@@ -71,8 +72,10 @@ def _reason(path: Path, what: str) -> str:
 def caption_beside(path: Path) -> str | None:
     """The text of the `.txt` file beside an image, a video or a folder, if there is one."""
     path = path.absolute()      # "." has a name too
-    text = path.parent / f"{path.name}.txt" if path.is_dir() else path.with_suffix(".txt")
-    if not text.is_file():
+    stem = path if path.is_dir() else path.with_suffix("")
+    text = next((file for ending in CAPTIONS
+                 if (file := stem.with_name(stem.name + ending)).is_file()), None)
+    if text is None:
         return None
     try:
         with text.open(encoding="utf-8-sig") as file:

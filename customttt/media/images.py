@@ -1,6 +1,7 @@
 """Images in: any file that Pillow reads -> a square in [-1, 1], in the colours that it says."""
 
 import io
+import math
 import warnings
 from pathlib import Path
 
@@ -13,7 +14,8 @@ from ..errors import UserError, in_words
 
 # Not opened: data without pixels, what Pillow only recognises, and what it gives to Ghostscript.
 NO_IMAGES = {"BUFR", "EPS", "GRIB", "HDF5", "IPTC", "MPEG", "WMF"}
-ANIMATED = ("AVIF", "GIF", "PNG", "WEBP")
+Image.init()
+ANIMATED = tuple(form for form in ("AVIF", "GIF", "PNG", "WEBP") if form in Image.OPEN)   # by age
 FREE_OF_ALPHA = ("L", "RGB", "CMYK")
 PROFILE_MODES = {"RGB ": "RGB", "GRAY": "L", "CMYK": "CMYK"}
 SRGB_GAMMA = 0.45455        # what a PNG's gAMA chunk says of an image that is sRGB, or nearly
@@ -79,8 +81,8 @@ def on_white(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I") or image.mode == "F":
         image = eight_bits(image)
     if image.has_transparency_data:
-        image = image.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
+        mode, image = "L" if image.mode[0] == "L" else "RGB", image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert(mode)
     if image.mode == "LAB":
         return ImageCms.profileToProfile(image, ImageCms.createProfile("LAB"),
                                          ImageCms.createProfile("sRGB"), outputMode="RGB")
@@ -90,14 +92,16 @@ def on_white(image: Image.Image) -> Image.Image:
 def eight_bits(image: Image.Image) -> Image.Image:
     """Grey of 12, 16 or 32 bits, or of floating point, -> L: scaled, where convert() would clip.
 
-    Floating point is 0 to 1, where it is not more; integers are 16 bits, where they are not more
+    Floating point is 0 to 1, where it is at most twice that (highlights are clipped); integers are 16 bits, where they are not more
     and a TIFF does not say otherwise.
     """
     wide = image.convert("F" if image.mode == "F" else "I")
     low, high = wide.getextrema()
     bits = min(image.info.get("bits", 16), 16)
     if image.mode == "F":
-        full = next((full for full in (1, 255, 65535) if high <= full), high)
+        if not math.isfinite(high - low):
+            raise ValueError("holds values that are not finite")
+        full = next((full for full in (1, 255, 65535) if high <= 2 * full), high)
     else:
         full = 2 ** bits - 1 if high < 65536 else 2 ** 31 - 1
     grey = wide.point(lambda level: level * (255 / full) + 0.5).convert("L")
@@ -134,12 +138,18 @@ def _fits(image: Image.Image, profile: ImageCms.ImageCmsProfile) -> bool:
     return mode == image.mode or (mode, image.mode) == ("RGB", "L")
 
 
+def _interoperability(image: Image.Image) -> str | None:
+    """EXIF's index, "R98" for sRGB. Before Pillow 13 a missing one raises KeyError."""
+    exif = image.getexif()
+    return exif.get_ifd(0xA005).get(1) if 0xA005 in exif.get_ifd(0x8769) else None
+
+
 def colour_note(image: Image.Image) -> str | None:
     """What an image says about its colours that is not followed."""
     if image.info.get("icc_profile"):
         profile = _profile(image.info)
         if profile is None or not _fits(on_white(image), profile) and image.mode != "LAB":
             return "its colour profile cannot be read; its colours are taken as sRGB"
-    elif image.getexif().get_ifd(0xA005).get(1) == "R03":
+    elif _interoperability(image) == "R03":
         return "in Adobe RGB without a profile; its colours are taken as sRGB"
     return None

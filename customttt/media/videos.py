@@ -25,6 +25,8 @@ MOST_PIXELS = 2 ** 26                                       # of a frame: twice 
 ALPHA_DECODERS = {"vp8": "libvpx", "vp9": "libvpx-vp9"}     # FFmpeg's own leave alpha out
 NOT_FOR_SCREENS = {ColorTrc.SMPTE2084, ColorTrc.ARIB_STD_B67, ColorTrc.SMPTE428, ColorTrc.LINEAR,
                    ColorTrc.LOG, ColorTrc.LOG_SQRT}         # PQ and HLG before all
+CONVERTED_WRONGLY = set() if int(av.__version__.partition(".")[0]) > 17 else {
+    ColorTrc.ARIB_STD_B67}          # HLG, by PyAV 17: 50 levels off
 WIDE = {ColorPrimaries.BT2020, ColorPrimaries.SMPTE431, ColorPrimaries.SMPTE432}
 
 
@@ -169,8 +171,10 @@ class Picture:
         alpha = any(component.is_alpha for component in frame.format.components)
         form, colours = "rgba" if alpha else "rgb24", self._conversion(frame)
         try:
+            if frame.color_trc in CONVERTED_WRONGLY:
+                raise ValueError("PyAV is too old for it")
             plane = self.reformatter.reformat(frame, format=form, **colours).planes[0]
-        except av.FFmpegError:
+        except (av.FFmpegError, ValueError):
             if not colours:
                 raise
             name = {16: "PQ", 18: "HLG"}.get(frame.color_trc, frame.color_trc)

@@ -17,6 +17,7 @@ import torch
 
 from ..errors import UserError, in_words, writing
 from ..files.reading import read_json, write_json
+from ..media.find import CAPTIONS
 from ..recipes import Recipe
 from ..run.checkpoint import CHECKPOINT
 from ..run.data import fingerprint
@@ -111,7 +112,7 @@ def files_of(path: Path) -> list[Path]:
             part.startswith(".") for part in each.relative_to(path).parts))
     if not path.is_file():
         raise UserError(f"{path}: no such file or folder")
-    return [path, *filter(Path.is_file, [path.with_suffix(".txt")])]
+    return [path, *filter(Path.is_file, map(path.with_suffix, CAPTIONS))]
 
 
 def values_of(recipe: Recipe, args: argparse.Namespace | None = None) -> dict:

@@ -1,6 +1,5 @@
 """checkpoint.pt of a run: everything that a resumed run needs to be the same run, bit for bit."""
 
-import io
 import json
 from pathlib import Path
 
@@ -10,6 +9,7 @@ from torch import Tensor
 from ..draws import Draws
 from ..errors import UserError, in_words, writing
 from ..files.checks import is_whole
+from ..files.reading import save_pickled
 
 CHECKPOINT = "checkpoint.pt"
 OTHERS = {"base_weights": "another model", "data_sha256": "other data or captions",
@@ -42,10 +42,7 @@ class State:
             "optimizer": self.optimizer.state_dict(), "scaler": self.scaler.state_dict(),
             "draws": self.draws.state(), "cpu": torch.get_rng_state(),
             "cuda": torch.cuda.get_rng_state(self.device) if cuda else None}
-        buffer = io.BytesIO()       # on a full disk torch.save would not say that it is full
-        torch.save(content, buffer)
-        with writing(self.run.folder / CHECKPOINT) as temporary:
-            temporary.write_bytes(buffer.getbuffer())
+        save_pickled(content, self.run.folder / CHECKPOINT)
 
     def load(self) -> None:
         """Put everything back as after the checkpoint's step. UserError for that of another run."""

@@ -97,6 +97,8 @@ def main() -> None:
         with FlopCounterMode(display=False) as counter:
             once()
         operations = counter.get_total_flops()
+        if job.device.type == "cuda":
+            torch.cuda.synchronize()
     for _ in range(job.runs):
         start = time.perf_counter()
         once()

@@ -83,7 +83,7 @@ def use_model(path: Path) -> None:
 
 
 def use_motion(path: Path) -> None:
-    load_model(path.parent / "whole", path if path.is_file() else path)
+    load_model(path.parent / "whole", path)
 
 
 def use_vae(path: Path) -> None:

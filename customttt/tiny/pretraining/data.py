@@ -16,7 +16,7 @@ from torch import Generator, Tensor
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from ...errors import writing
+from ...files.reading import save_pickled
 from ...model.tokenizer import END, START, Tokenizer, byte_symbols, merge
 from ...model.vae import VAE
 from ..world import clips as world
@@ -131,6 +131,7 @@ def cached_latents(path: Path, vae: VAE, count: int, seed: int, frames: int,
     generator = Generator().manual_seed(seed)
     clips = draw_clips(generator, count)
     at = torch.randint(world.FRAMES, (count,), generator=generator).tolist()
+    path = path.with_stem(f"{path.stem}-{count}")
     if path.is_file():
         return clips, at, *torch.load(path, weights_only=True)
     rank, processes = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
@@ -157,6 +158,5 @@ def cached_latents(path: Path, vae: VAE, count: int, seed: int, frames: int,
     made = {start: both for share in shares for start, both in share.items()}
     latents, parts = (torch.cat(each) for each in zip(*(made[start] for start in sorted(made))))
     if rank == 0:
-        with writing(path) as temporary:
-            torch.save((latents, parts), temporary)
+        save_pickled((latents, parts), path)
     return clips, at, latents, parts

@@ -32,7 +32,8 @@ import torch.distributed as dist
 from torch import Generator, Tensor, nn
 from tqdm import tqdm
 
-from ...errors import UserError, writing
+from ...errors import UserError
+from ...files.reading import save_pickled
 from ...model import frozen
 from ...run.options import device_named
 from . import images, objectives, videos
@@ -104,8 +105,7 @@ def train(name: str, folder: Path, work: Path, recipe: Recipe, seed: int, rank: 
         if now - saved > SAVE_EVERY or step + 1 == recipe.steps:
             state = {"step": step + 1, "seconds": seconds + now - started, "weights": weights,
                      "averages": averages, "optimizers": [each.state_dict() for each in optimizers]}
-            with writing(checkpoint) as temporary:
-                torch.save(state, temporary)
+            save_pickled(state, checkpoint)
             save_averages(stage, weights, averages, folder)
             saved = now
 
