@@ -25,8 +25,7 @@ MOST_PIXELS = 2 ** 26                                       # of a frame: twice 
 ALPHA_DECODERS = {"vp8": "libvpx", "vp9": "libvpx-vp9"}     # FFmpeg's own leave alpha out
 NOT_FOR_SCREENS = {ColorTrc.SMPTE2084, ColorTrc.ARIB_STD_B67, ColorTrc.SMPTE428, ColorTrc.LINEAR,
                    ColorTrc.LOG, ColorTrc.LOG_SQRT}         # PQ and HLG before all
-CONVERTED_WRONGLY = set() if int(av.__version__.partition(".")[0]) > 17 else {
-    ColorTrc.ARIB_STD_B67}          # HLG, by PyAV 17: 50 levels off
+CONVERTS = int(av.__version__.partition(".")[0]) >= 18       # PyAV 17 leaves levels as they are
 WIDE = {ColorPrimaries.BT2020, ColorPrimaries.SMPTE431, ColorPrimaries.SMPTE432}
 
 
@@ -171,7 +170,7 @@ class Picture:
         alpha = any(component.is_alpha for component in frame.format.components)
         form, colours = "rgba" if alpha else "rgb24", self._conversion(frame)
         try:
-            if frame.color_trc in CONVERTED_WRONGLY:
+            if colours and not CONVERTS:
                 raise ValueError("PyAV is too old for it")
             plane = self.reformatter.reformat(frame, format=form, **colours).planes[0]
         except (av.FFmpegError, ValueError):
