@@ -1,5 +1,6 @@
 """The paper's figures, drawn with matplotlib ([eval])."""
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -7,6 +8,8 @@ from PIL import Image
 
 from ..errors import writing
 from .tracks import evaluation_package
+
+ACROSS = 4      # metrics side by side: the paper's four
 
 
 def pyplot():
@@ -49,10 +52,13 @@ def draw_grid(clips: Path, rows: Sequence[str], title: str, path: Path) -> None:
 
 def draw_dots(columns: dict[str, dict[str, tuple[float, float]]], title: str, path: Path) -> None:
     """A table: for each metric, a dot with its interval a row; mean and half by metric and row."""
+    lines, across = math.ceil(len(columns) / ACROSS), min(len(columns), ACROSS)
     figure, every = pyplot().subplots(
-        1, len(columns), sharey=True, squeeze=False, layout="constrained",
-        figsize=(2 + 2.2 * len(columns), 1.2 + 0.3 * len(next(iter(columns.values())))))
-    for axes, (metric, rows) in zip(every[0], columns.items()):
+        lines, across, sharey=True, squeeze=False, layout="constrained",
+        figsize=(2 + 2.2 * across, lines * (0.8 + 0.3 * len(next(iter(columns.values()))))))
+    for axes in every.flat[len(columns):]:
+        axes.remove()
+    for axes, (metric, rows) in zip(every.flat, columns.items()):
         places = range(len(rows), 0, -1)        # the first row on top
         axes.errorbar([mean for mean, _ in rows.values()], places, fmt="o", capsize=3,
                       xerr=[half if half == half else 0 for _, half in rows.values()])
