@@ -1,5 +1,6 @@
 """The paper's figures, drawn with matplotlib ([eval])."""
 
+import io
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,9 +20,12 @@ def pyplot():
 
 
 def save(figure, path: Path) -> None:
-    with writing(path) as temporary:
-        figure.savefig(temporary, dpi=120, metadata={"Software": None})
+    """In 256 colours: a third of the bytes."""
+    drawn = io.BytesIO()
+    figure.savefig(drawn, dpi=120, metadata={"Software": None})
     pyplot().close(figure)
+    with Image.open(drawn) as image, writing(path) as temporary:
+        image.convert("RGB").quantize(256, dither=Image.Dither.NONE).save(temporary, optimize=True)
 
 
 def draw_heat_map(values: Sequence[Sequence[float]], rows: Sequence[str], title: str,
