@@ -66,7 +66,7 @@ def main() -> None:
             held.enter_context(locked(args.output))
             check_folder(args.output, stage.kind, args.resume)
         for stage, args in runs:        # what --resume finds after a stop is of this command
-            if not args.resume:
+            if chosen is None and not args.resume:
                 (args.output / CHECKPOINT).unlink(missing_ok=True)
         for stage, args in runs:
             if chosen is None:

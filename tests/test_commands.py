@@ -225,3 +225,7 @@ def test_without_a_stage_all_run_in_turn(monkeypatch, tmp_path, capsys):
                         or True)
     train.main()
     assert ran[-1] == ("ttt", False)
+    torch.save(unfinished("joined", steps=1), tmp_path / "output" / "ttt" / "checkpoint.pt")
+    monkeypatch.setattr(sys, "argv", ["train.py", "--stage", "ttt"])
+    train.main()        # alone: not thrown away before its flags and data are known to be right
+    assert (tmp_path / "output" / "ttt" / "checkpoint.pt").exists()

@@ -224,6 +224,15 @@ def test_added_tokens_are_said(folder, tmp_path, name, content):
         read_tokenizer(tmp_path, length=77)
 
 
+@pytest.mark.parametrize("added", [5, [5], {"content": "a"}])
+def test_added_tokens_that_are_none(folder, tmp_path, added):
+    for each in ("vocab.json", "merges.txt"):
+        (tmp_path / each).write_bytes((folder / each).read_bytes())
+    (tmp_path / "tokenizer.json").write_text(json.dumps({"added_tokens": added}))
+    with pytest.raises(UserError, match="its added_tokens are no tokens"):
+        read_tokenizer(tmp_path, length=77)
+
+
 @pytest.mark.parametrize("name, content, needed", [
     ("merges.txt", None, "no tokenizer here; put vocab.json and merges.txt"),
     ("vocab.json", b'{"a": 0', "cannot be read"),

@@ -38,7 +38,7 @@ def read_tokenizer(folder: str | Path, length: int, room: int = 2 ** 20) -> Toke
                         f"again")
     if unknown := [token for token in _added_tokens(folder) if token not in vocabulary]:
         warnings.warn(f"{folder}: its added tokens ({clipped(', '.join(unknown))}) are not used: in "
-                      f"a prompt they are read letter by letter", stacklevel=3)
+                      f"a prompt they are spelled in pieces", stacklevel=3)
     pad = _padding_token(folder)
     if pad not in vocabulary:
         raise UserError(f"{folder / 'tokenizer_config.json'}: pad_token is {shortened(pad)}, which "
@@ -68,7 +68,11 @@ def _added_tokens(folder: Path) -> list[str]:
         if (folder / name).is_file():
             added = read_json(folder / name)
             if name == "tokenizer.json":
-                added = [each.get("content") for each in added.get("added_tokens") or ()]
+                added = added.get("added_tokens", [])
+                if not isinstance(added, list) or not all(isinstance(each, dict) for each in added):
+                    raise UserError(f"{folder / name}: its added_tokens are no tokens; fetch it "
+                                    f"again")
+                added = [each.get("content") for each in added]
             return [str(token) for token in added]
     return []
 

@@ -42,8 +42,9 @@ def truth(group: Group, prompt: str, seed: int) -> Tensor:
     return rendered(combination_of(group, prompt), seed)
 
 
-SAMPLED_ROWS = (Row("base", (), ()), Row("subject only", motion=()), Row("motion only", subject=()),
-           Row("joined, no ttt"), Row("joined, ttt", ttt=()))
+SAMPLED_ROWS = (
+    Row("base", (), ()), Row("subject only", motion=()), Row("motion only", subject=()),
+    Row("joined, no ttt"), Row("joined, ttt", ttt=()))
 ROWS = (Row("rendered truth", clip=truth), *SAMPLED_ROWS)
 DIFFERENCES = (("subject only", "base"), ("motion only", "base"), ("joined, ttt", "joined, no ttt"))
 
