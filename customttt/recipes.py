@@ -2,8 +2,8 @@
 
 "supplement" is the paper's supplementary material, section 1 unless said otherwise. "open" marks
 what it does not say: docs/method.md lists each with the alternative and the reason. "tiny" is what
-differs for a model of small widths, and why. AMD is AnimateDiff-MotionDirector, which the paper
-builds on. Each is a command-line flag of train.py or sample.py.
+differs for a model of small widths, and why. AMD is AnimateDiff-MotionDirector (ExponentialML;
+docs/method.md). Each is a command-line flag of train.py or sample.py.
 """
 
 from dataclasses import dataclass

@@ -92,8 +92,8 @@ def on_white(image: Image.Image) -> Image.Image:
 def eight_bits(image: Image.Image) -> Image.Image:
     """Grey of 12, 16 or 32 bits, or of floating point, -> L: scaled, where convert() would clip.
 
-    Floating point is 0 to 1, where it is at most twice that (highlights are clipped); integers are 16 bits, where they are not more
-    and a TIFF does not say otherwise.
+    Floating point is 0 to 1, where it is at most twice that (highlights are clipped); integers are
+    16 bits, where they are not more and a TIFF does not say otherwise.
     """
     wide = image.convert("F" if image.mode == "F" else "I")
     low, high = wide.getextrema()
