@@ -201,8 +201,8 @@ def _weight_file(folder: Path, name: str) -> Path:
         if (folder / candidate).is_file():
             return folder / candidate
     if next(folder.glob("*.index*.json"), None):
-        raise UserError(f"{folder}: its weights are in several files, which are not read here; save "
-                        f"them as one {name}")
+        raise UserError(f"{folder}: its weights are in several files, which are not read here; "
+                        f"save them as one {name}")
     raise UserError(f"{folder}: no weights here; put {name} there")
 
 

@@ -37,8 +37,8 @@ def read_tokenizer(folder: str | Path, length: int, room: int = 2 ** 20) -> Toke
         raise UserError(f"{folder}: not a CLIP vocabulary: its merges are no pairs; fetch it "
                         f"again")
     if unknown := [token for token in _added_tokens(folder) if token not in vocabulary]:
-        warnings.warn(f"{folder}: its added tokens ({clipped(', '.join(unknown))}) are not used: in "
-                      f"a prompt they are spelled in pieces", stacklevel=3)
+        warnings.warn(f"{folder}: its added tokens ({clipped(', '.join(unknown))}) are not used: "
+                      f"in a prompt they are spelled in pieces", stacklevel=3)
     pad = _padding_token(folder)
     if pad not in vocabulary:
         raise UserError(f"{folder / 'tokenizer_config.json'}: pad_token is {shortened(pad)}, which "

@@ -33,6 +33,6 @@ class Model:
         """SHA-256 of the sums of all weights, whose bits are summed as whole numbers: quick, and
         exact on every device."""
         whole = {2: torch.int16, 4: torch.int32, 8: torch.int64}
-        sums = [weight.detach().flatten().view(whole[weight.element_size()]).sum().item()
-                for part in (self.text_encoder, self.vae, self.unet) for weight in part.parameters()]
+        sums = [p.detach().flatten().view(whole[p.element_size()]).sum().item()
+                for part in (self.text_encoder, self.vae, self.unet) for p in part.parameters()]
         return hashlib.sha256(repr(sums).encode()).hexdigest()
