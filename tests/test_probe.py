@@ -2,8 +2,10 @@
 
 import json
 import sys
+import zlib
 
 import pytest
+import torch
 from PIL import Image
 
 from customttt.errors import UserError
@@ -41,7 +43,7 @@ def test_two_pairs(call, tmp_path, monkeypatch):
         assert scores["6 and 3"] == scores["6"] == scores["6 and 5"]
         assert all(scores[str(i)] != scores["none"] for i in (0, 1, 2, 4, 6, 7, 8))
     assert probe.table(result) in printed and "| 6 | " in printed and "| 0.200 |" in printed
-    for name in ("heat", "grid-0", "grid-1"):
+    for name in ("heat-CLIP-T", "grid-0", "grid-1"):
         with Image.open(tmp_path / f"probe-subject-seed-0-{name}.png") as picture:
             assert picture.width > 400
     assert call("subject", "--number", "2") == printed and len(done) == 2      # all kept
@@ -50,6 +52,34 @@ def test_two_pairs(call, tmp_path, monkeypatch):
     assert len(done) == 3
     other = json.loads((tmp_path / "probe-subject-seed-0.json").read_text())
     assert other["pairs"][0][1] != result["pairs"][0][1]
+
+
+def test_motions_have_their_fidelity(call, tmp_path, monkeypatch):
+    """1 to the clip of p* in all layers itself; as no probe where no text is read; 0 where no point
+    can be followed."""
+    pytest.importorskip("matplotlib")
+
+    def scores(tracker):
+        monkeypatch.setitem(probe.TRACKERS, "cotracker", tracker)
+        printed = call("motion", "--number", "1", "--tracker", "cotracker", "--output",
+                       tmp_path / tracker.__name__)
+        assert "| CLIP-T(p*) | minus none | motion fidelity | minus none | " in printed
+        result = json.loads((tmp_path / tracker.__name__ / "probe-motion-seed-0.json").read_text())
+        return {name: each[2] for name, each in result["pairs"][0][1].items()}
+
+    def scattered(frames):      # points at random, by a frame's bytes
+        return 100 * torch.stack([torch.rand(20, 2, generator=torch.Generator().manual_seed(
+            zlib.crc32(frame.tobytes()))) for frame in frames], dim=1)
+
+    def nothing(frames):
+        return torch.empty(0, len(frames), 2)
+
+    found = scores(scattered)
+    assert found["all"] == 1 and found["3"] == found["5"] == found["none"] < 1
+    assert len(set(found.values())) == 1 + 7 + 6 + 1       # none, layers alone, with 2, all
+    assert set(scores(nothing).values()) == {0}
+    assert {path.name for path in tmp_path.glob("scattered/*-heat-*.png")} == {
+        "probe-motion-seed-0-heat-CLIP-T.png", "probe-motion-seed-0-heat-motion-fidelity.png"}
 
 
 def test_no_pairs(call):

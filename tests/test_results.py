@@ -41,7 +41,7 @@ def test_the_page(tmp_path, page, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["probe", "subject", "--number", "1"])
     write_result({"name": "probe-subject", "seed": 0, "kind": "subject", "first": 6,
                   "pairs": [[["a cat", "a dog"], scores]]}, made, "customttt.paper.probe", [])
-    Image.new("RGB", (8, 8)).save(made / "probe-subject-seed-0-heat.png")
+    Image.new("RGB", (8, 8)).save(made / "probe-subject-seed-0-heat-CLIP-T.png")
     write_result(table_4(0, 0.01) | {"name": "search-ttt"}, made, "customttt.tiny.study.search", [])
     for seed, shift in ((0, 0.01), (1, 0.03)):
         monkeypatch.setattr(sys, "argv", ["tables", "4", "--seed", str(seed)])
@@ -57,7 +57,7 @@ def test_the_page(tmp_path, page, monkeypatch):
     assert "| 6 | 0.2100 | +0.0100 | 0.200 |" in written
     assert written.index("Table 2, Figure 1") < written.index("## Table 4")
     assert "search-ttt" not in written and not list(kept.glob("search*"))
-    for picture in ("probe-subject-seed-0-heat.png", "table-4.png"):
+    for picture in ("probe-subject-seed-0-heat-CLIP-T.png", "table-4.png"):
         assert (kept / picture).exists() and f"](results/{picture})" in written
 
     for file in made.iterdir():                 # the kept files are enough

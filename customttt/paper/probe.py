@@ -6,11 +6,13 @@ decides what is seen, and which how it moves?
   torchrun --standalone --nproc-per-node 2 -m customttt.paper.probe subject
 
 The prompt p goes into all layers but one, and p* into that one, i = 0..8; then p* into two, the
-most important one and i. The score is CLIP-T of the clip and p*. Layers 3 and 5 read no text, so
-they score as no probe does. Each line of --pairs is "p | p*"; without it, the tiny world's words
-are paired. A pair's scores stay in --output, so that the same command goes on where it was stopped;
-processes share the pairs as in tables.py. When all are there, the table is printed and written
-(probe-subject-seed-0.json), with a heat map of the gains and the clips of the first pairs (.png).
+most important one and i. The score is CLIP-T of the clip and p*. That is blind to motion, so pairs
+of motions have a second one, which the paper does not: motion fidelity to the clip of p* in all
+layers, from the same noise. Layers 3 and 5 read no text, so they score as no probe does. Each line
+of --pairs is "p | p*"; without it, the tiny world's words are paired. A pair's scores stay in
+--output, so that the same command goes on where it was stopped; processes share the pairs as in
+tables.py. When all are there, the table is printed and written (probe-subject-seed-0.json), with
+heat maps of the gains and the clips of the first pairs (.png).
 """
 
 import argparse
@@ -35,13 +37,15 @@ from .clip import Embedder, clip_fingerprint, load_clip
 from .figures import draw_grid, draw_heat_map
 from .flags import SAMPLED, add_shared_flags, check_shared
 from .intervals import interval, shown
-from .metrics import clip_t
+from .metrics import clip_t, motion_fidelity
 from .ranks import shared, start_ranks
-from .tracks import evaluation_package
+from .tracks import TRACKERS, evaluation_package
 
 GRIDS, COLUMNS = 2, 4                       # pairs whose clips are drawn, frames of each
 LAYERS = range(9)
 FIRST = {"subject": 6, "motion": 2}         # the most important layer, which the second probe keeps
+SCORES = {"subject": {"CLIP-T(p*)": 0},     # in the table, and their places; 1 is CLIP-T(p)
+          "motion": {"CLIP-T(p*)": 0, "motion fidelity": 2}}
 PAPER = {"subject": (.109, .109, .153, .109, .112, .109, .200, .108, .108),     # Table 2
          "motion": (.232, .231, .239, .231, .237, .231, .234, .231, .232)}
 SUBJECTS = ("teddy bear", "rabbit", "robot", "fish", "red ball", "blue star", "yellow moon")
@@ -92,16 +96,22 @@ def probed(model: Model, pair: tuple[str, str], layers: Sequence[int], settings:
 
 
 def probe_pair(model: Model, embedder: Embedder, pair: tuple[str, str], first: int, settings: dict,
-               seed: int) -> tuple[dict[str, list[float]], list[Tensor]]:
-    """CLIP-T against p* and against p of each condition, all from one noise; and the clips."""
-    scores, clips = {}, []
-    texts = embedder.embed_texts(pair)
-    for name, layers in conditions(first).items():
-        frames = probed(model, pair, layers, settings, seed)
-        embedded = embedder.embed_images(to_images(frames))
-        scores[name] = [round(clip_t(embedded, texts[k]), 5) for k in (1, 0)]
-        clips.append(frames)
-    return scores, clips
+               seed: int, tracker: str | None) -> tuple[dict[str, list[float]], list[Tensor]]:
+    """Of each condition, all from one noise: CLIP-T against p* and against p; with a tracker, also
+    motion fidelity to the clip of p* in all layers. And the clips."""
+    clips = {name: probed(model, pair, layers, settings, seed)
+             for name, layers in conditions(first).items()}
+    texts, scores = embedder.embed_texts(pair), {}
+    for name, clip in clips.items():
+        embedded = embedder.embed_images(to_images(clip))
+        scores[name] = [clip_t(embedded, texts[k]) for k in (1, 0)]
+    if tracker is not None:
+        tracks = {name: TRACKERS[tracker](to_images(clip)) for name, clip in clips.items()}
+        for name, each in tracks.items():       # where no point can be followed, there is none
+            followed = len(each) and len(tracks["all"])
+            scores[name].append(motion_fidelity(each, tracks["all"]) if followed else 0.0)
+    return ({name: [round(value, 5) for value in values] for name, values in scores.items()},
+            list(clips.values()))
 
 
 def probe_once(cache: Cache, told: dict, probe: Callable[[], tuple], drawn: bool) -> Path:
@@ -116,19 +126,23 @@ def probe_once(cache: Cache, told: dict, probe: Callable[[], tuple], drawn: bool
 
 
 def table(result: dict) -> str:
-    """One row a condition: CLIP-T against p*, what it gains over no probe, the paper's figure."""
-    lines = ["| p* in layer | CLIP-T(p*) | minus none | the paper |", "|---|---|---|---|"]
-    every = [scores for _, scores in result["pairs"]]
+    """One row a condition: each score, what it gains over no probe; the paper's CLIP-T(p*)."""
+    kind, every = result["kind"], [scores for _, scores in result["pairs"]]
+    lines = ["| p* in layer | " + "".join(f"{score} | minus none | " for score in SCORES[kind])
+             + "the paper |", "|---" * (2 + 2 * len(SCORES[kind])) + "|"]
     for name in every[0]:
-        score = shown([scores[name][0] for scores in every], "{:.4f}")
-        paper = f"{PAPER[result['kind']][int(name)]:.3f}" if name.isdigit() else ""
-        lines.append(f"| {name} | {score} | {shown(gains(result, name), '{:+.4f}')} | {paper} |")
+        cells = [name]
+        for place in SCORES[kind].values():
+            cells += [shown([scores[name][place] for scores in every], "{:.4f}"),
+                      shown(gains(result, name, place), "{:+.4f}")]
+        cells.append(f"{PAPER[kind][int(name)]:.3f}" if name.isdigit() else "")
+        lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
-def gains(result: dict, name: str) -> list[float]:
-    """CLIP-T(p*) of a condition minus that of no probe, a pair each."""
-    return [scores[name][0] - scores["none"][0] for _, scores in result["pairs"]]
+def gains(result: dict, name: str, place: int) -> list[float]:
+    """A condition's score minus that of no probe, a pair each."""
+    return [scores[name][place] - scores["none"][place] for _, scores in result["pairs"]]
 
 
 def parse() -> argparse.Namespace:
@@ -140,6 +154,8 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--number", type=int, default=100, help="of pairs (default: %(default)s)")
     parser.add_argument("--first", type=int, choices=LAYERS, metavar="I",
                         help="layer that the second probe keeps (default: 6, of motions 2)")
+    parser.add_argument("--tracker", choices=list(TRACKERS), default="lucas-kanade",
+                        help="of motions (default: %(default)s)")
     parser.set_defaults(steps=None)     # nothing is trained
     args = parser.parse_args()
     check_shared(args)
@@ -147,14 +163,16 @@ def parse() -> argparse.Namespace:
 
 
 def draw(result: dict, folders: Sequence[Path], output: Path) -> None:
-    """The heat map, and a grid for each pair whose clips were drawn."""
+    """A heat map a score, and a grid for each pair whose clips were drawn."""
     first, names = result["first"], list(conditions(result["first"]))
     picture = f"{result['name']}-seed-{result['seed']}"
-    means = {name: interval(gains(result, name))[0] for name in names}
-    draw_heat_map([[means[str(i)] for i in LAYERS],
-                   [means[str(i) if i == first else f"{first} and {i}"] for i in LAYERS]],
-                  ["i", f"{first} and i"], f"{result['kind']}: gain in CLIP-T(p*) over no probe, "
-                  f"{len(folders)} pairs", output / f"{picture}-heat.png")
+    for score, place in SCORES[result["kind"]].items():
+        means = {name: interval(gains(result, name, place))[0] for name in names}
+        slug = score.removesuffix("(p*)").replace(" ", "-")
+        draw_heat_map([[means[str(i)] for i in LAYERS],
+                       [means[str(i) if i == first else f"{first} and {i}"] for i in LAYERS]],
+                      ["i", f"{first} and i"], f"{result['kind']}: gain in {score} over no probe, "
+                      f"{len(folders)} pairs", output / f"{picture}-heat-{slug}.png")
     for k, (((p, star), _), folder) in enumerate(zip(result["pairs"][:GRIDS], folders)):
         draw_grid(folder / "clips.png", names, f"p: {p}; p*: {star}",
                   output / f"{picture}-grid-{k}.png")
@@ -165,6 +183,9 @@ def main() -> None:
     first = FIRST[args.kind] if args.first is None else args.first
     pairs = (tiny_pairs(args.kind) if args.pairs is None else read_pairs(args.pairs))[:args.number]
     evaluation_package("matplotlib")        # now, and not after hours
+    tracker = args.tracker if args.kind == "motion" else None
+    if tracker == "lucas-kanade":
+        evaluation_package("cv2")
     embedder, cache = load_clip(args.clip, args.device), open_cache(args)
     start_ranks(args.device)
     with contextlib.redirect_stdout(io.StringIO()):     # each process would say it
@@ -175,8 +196,8 @@ def main() -> None:
     for k, pair in enumerate(pairs):
         seed = stream_seed(args.seed, f"probe {k}")
         told = {"pair": pair, "first": first, "noise": seed, "sampled": settings,
-                "judge": clip_fingerprint(args.clip)}
-        probe = partial(probe_pair, model, embedder, pair, first, settings, seed)
+                "judge": clip_fingerprint(args.clip), "tracker": tracker}
+        probe = partial(probe_pair, model, embedder, pair, first, settings, seed, tracker)
         jobs.append(partial(probe_once, cache, told, probe, k < GRIDS))
     folders = shared(jobs, f"{args.kind} pairs")
     if folders is None:
