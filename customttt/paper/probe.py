@@ -129,7 +129,7 @@ def table(result: dict) -> str:
     """One row a condition: each score, what it gains over no probe; the paper's CLIP-T(p*)."""
     kind, every = result["kind"], [scores for _, scores in result["pairs"]]
     lines = ["| p* in layer | " + "".join(f"{score} | minus none | " for score in SCORES[kind])
-             + "the paper |", "|---" * (2 + 2 * len(SCORES[kind])) + "|"]
+             + "the paper's CLIP-T |", "|---" * (2 + 2 * len(SCORES[kind])) + "|"]
     for name in every[0]:
         cells = [name]
         for place in SCORES[kind].values():
