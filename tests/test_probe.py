@@ -82,6 +82,11 @@ def test_motions_have_their_fidelity(call, tmp_path, monkeypatch):
         "probe-motion-seed-0-heat-CLIP-T.png", "probe-motion-seed-0-heat-motion-fidelity.png"}
 
 
+def test_subjects_are_not_tracked(call):
+    with pytest.raises(UserError, match="--tracker: goes with motion"):
+        call("subject", "--tracker", "lucas-kanade")
+
+
 def test_no_pairs(call):
     with pytest.raises(UserError, match="--number 0: must be positive"):
         call("subject", "--number", "0")

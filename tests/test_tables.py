@@ -154,10 +154,12 @@ def test_rows_are_the_papers():
     for table, some in tables.TABLES.items():
         names = [row.name for row in some]
         assert tables.PAPER[f"table-{table}"].keys() <= set(names)
-        a, others = tables.COMPARED_WITH[table]
-        assert {a, *others} <= tables.PAPER[f"table-{table}"].keys() | {"the base model"}
+        compared = {name for pair in tables.DIFFERENCES[table] for name in pair}
+        assert compared <= tables.PAPER[f"table-{table}"].keys() | {"the base model"}
         for row in some:
             assert set(row.subject + row.motion) <= STAGES.keys() | COMPARED.keys()
+    assert {a for a, b in tables.DIFFERENCES[1] if b == "the base model"} == {
+        row.name for row in tables.TABLES[1][1:]}       # is each system above it?
 
 
 def test_dreamvideo_gets_its_word_and_its_clip(tmp_path, protocol, model_folder):

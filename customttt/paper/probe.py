@@ -7,12 +7,12 @@ decides what is seen, and which how it moves?
 
 The prompt p goes into all layers but one, and p* into that one, i = 0..8; then p* into two, the
 most important one and i. The score is CLIP-T of the clip and p*. That is blind to motion, so pairs
-of motions have a second one, which the paper does not: motion fidelity to the clip of p* in all
-layers, from the same noise. Layers 3 and 5 read no text, so they score as no probe does. Each line
-of --pairs is "p | p*"; without it, the tiny world's words are paired. A pair's scores stay in
---output, so that the same command goes on where it was stopped; processes share the pairs as in
-tables.py. When all are there, the table is printed and written (probe-subject-seed-0.json), with
-heat maps of the gains and the clips of the first pairs (.png).
+of motions have a second one, which is not in the paper: motion fidelity to the clip of p* in all
+layers, from the same noise; 0 where no point can be followed. Layers 3 and 5 read no text, so they
+score as no probe does. Each line of --pairs is "p | p*"; without it, the tiny world's words are
+paired. A pair's scores stay in --output, so that the same command goes on where it was stopped;
+processes share the pairs as in tables.py. When all are there, the table is printed and written
+(probe-subject-seed-0.json), with heat maps of the gains and the clips of the first pairs (.png).
 """
 
 import argparse
@@ -39,7 +39,7 @@ from .flags import SAMPLED, add_shared_flags, check_shared
 from .intervals import interval, shown
 from .metrics import clip_t, motion_fidelity
 from .ranks import shared, start_ranks
-from .tracks import TRACKERS, evaluation_package
+from .tracks import TRACKERS, check_tracker, evaluation_package
 
 GRIDS, COLUMNS = 2, 4                       # pairs whose clips are drawn, frames of each
 LAYERS = range(9)
@@ -107,7 +107,7 @@ def probe_pair(model: Model, embedder: Embedder, pair: tuple[str, str], first: i
         scores[name] = [clip_t(embedded, texts[k]) for k in (1, 0)]
     if tracker is not None:
         tracks = {name: TRACKERS[tracker](to_images(clip)) for name, clip in clips.items()}
-        for name, each in tracks.items():       # where no point can be followed, there is none
+        for name, each in tracks.items():
             followed = len(each) and len(tracks["all"])
             scores[name].append(motion_fidelity(each, tracks["all"]) if followed else 0.0)
     return ({name: [round(value, 5) for value in values] for name, values in scores.items()},
@@ -154,11 +154,16 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--number", type=int, default=100, help="of pairs (default: %(default)s)")
     parser.add_argument("--first", type=int, choices=LAYERS, metavar="I",
                         help="layer that the second probe keeps (default: 6, of motions 2)")
-    parser.add_argument("--tracker", choices=list(TRACKERS), default="lucas-kanade",
-                        help="of motions (default: %(default)s)")
+    parser.add_argument("--tracker", choices=list(TRACKERS),
+                        help="of motions alone (default: lucas-kanade)")
     parser.set_defaults(steps=None)     # nothing is trained
     args = parser.parse_args()
     check_shared(args)
+    if args.kind == "motion":
+        args.tracker = args.tracker or "lucas-kanade"
+        check_tracker(args.tracker)
+    elif args.tracker is not None:
+        raise UserError("--tracker: goes with motion; the clips of subjects are not tracked")
     return args
 
 
@@ -183,9 +188,6 @@ def main() -> None:
     first = FIRST[args.kind] if args.first is None else args.first
     pairs = (tiny_pairs(args.kind) if args.pairs is None else read_pairs(args.pairs))[:args.number]
     evaluation_package("matplotlib")        # now, and not after hours
-    tracker = args.tracker if args.kind == "motion" else None
-    if tracker == "lucas-kanade":
-        evaluation_package("cv2")
     embedder, cache = load_clip(args.clip, args.device), open_cache(args)
     start_ranks(args.device)
     with contextlib.redirect_stdout(io.StringIO()):     # each process would say it
@@ -196,8 +198,8 @@ def main() -> None:
     for k, pair in enumerate(pairs):
         seed = stream_seed(args.seed, f"probe {k}")
         told = {"pair": pair, "first": first, "noise": seed, "sampled": settings,
-                "judge": clip_fingerprint(args.clip), "tracker": tracker}
-        probe = partial(probe_pair, model, embedder, pair, first, settings, seed, tracker)
+                "judge": clip_fingerprint(args.clip), "tracker": args.tracker}
+        probe = partial(probe_pair, model, embedder, pair, first, settings, seed, args.tracker)
         jobs.append(partial(probe_once, cache, told, probe, k < GRIDS))
     folders = shared(jobs, f"{args.kind} pairs")
     if folders is None:

@@ -30,7 +30,7 @@ from .intervals import interval, shown
 from .ranks import shared, start_ranks
 from .rows import Bench, Group, Row, Scorer, Unit, paper_scorer, told_of
 from .systems import SYSTEMS
-from .tracks import TRACKERS, evaluation_package
+from .tracks import TRACKERS, check_tracker
 
 KEYS = {"images", "subject", "video", "motion", "prompts"}      # of a group
 BASE, OURS, AS_THEY_ARE = "the base model", "CustomTTT", "without test-time training"
@@ -51,11 +51,12 @@ TABLES = {
     4: [Row(AS_THEY_ARE),
         *(Row(f"{n} reference steps", ttt=("--reference-steps", str(n))) for n in (1, 3, 5, 10))],
 }
-# Whose difference the paper speaks of: its choice, and the others; and whether ours is above the
-# base model, which the paper leaves out.
-COMPARED_WITH = {1: (OURS, [BASE, *SYSTEMS]),
-                 3: (TABLES[3][3].name, [row.name for row in TABLES[3][:3]]),
-                 4: ("5 reference steps", [AS_THEY_ARE, "10 reference steps"])}
+# Differences that the paper speaks of: its choice minus the others. And of each system and the base
+# model, which the paper leaves out.
+DIFFERENCES = {1: [*((name, BASE) for name in (*SYSTEMS, OURS)),
+                   *((OURS, name) for name in SYSTEMS)],
+               3: [(TABLES[3][3].name, row.name) for row in TABLES[3][:3]],
+               4: [("5 reference steps", name) for name in (AS_THEY_ARE, "10 reference steps")]}
 METRICS = ("CLIP-T", "CLIP-I", "consistency", "motion fidelity")
 PAPER = {       # the supplement's figures, in the order of METRICS
     "table-1": {"Full LoRA": (.294, .687, .977, .746), "DreamVideo": (.271, .681, .969, .563),
@@ -222,9 +223,8 @@ def units_of(rows: Sequence[Row], groups: Sequence[Group]) -> list[Unit]:
 def make_table(args: argparse.Namespace, table: int, groups: Sequence[Group],
                scorers: Sequence[Scorer], module: str) -> dict | None:
     """One of TABLES."""
-    a, others = COMPARED_WITH[table]
     return make(args, f"table-{table}", units_of(TABLES[table], groups), scorers,
-                [(a, b) for b in others], module)
+                DIFFERENCES[table], module)
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
@@ -238,8 +238,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 def check(args: argparse.Namespace) -> None:
     check_shared(args)
-    if args.tracker == "lucas-kanade":
-        evaluation_package("cv2")
+    check_tracker(args.tracker)
 
 
 def main() -> None:

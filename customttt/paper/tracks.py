@@ -87,6 +87,12 @@ def cotracker(frames: Sequence[Image.Image]) -> Tensor:
 TRACKERS = {"lucas-kanade": lucas_kanade, "cotracker": cotracker}
 
 
+def check_tracker(name: str) -> None:
+    """Raise UserError now if its package is missing, and not after hours."""
+    if name == "lucas-kanade":
+        evaluation_package("cv2")
+
+
 def read_tracks(path: str | Path) -> Tensor:
     """A file of tracks (n t 2): .npy, or .pt or .safetensors with one tensor in it."""
     path = Path(path)
