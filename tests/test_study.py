@@ -78,7 +78,7 @@ def call(monkeypatch, tmp_path, model_folder, capsys):
     """Of a command of the study, on one group of one prompt; what it prints and what it writes."""
     def call(command, name, *flags):
         few = [protocol.write_group(tmp_path / study.PROTOCOL, protocol.PAIRS[3:4])]
-        for module in (study, metrics, student):
+        for module in (study, metrics):
             monkeypatch.setattr(module, "write_protocol", lambda folder: few)
         monkeypatch.setattr(sys, "argv", [
             "study", *flags, "--model", str(model_folder), "--clip", str(model_folder / "clip"),
@@ -95,7 +95,7 @@ def columns(result):
     return {row: dict(zip(result["metrics"], scores)) for row, _, _, scores in result["clips"]}
 
 
-def test_stages_tables_and_the_student_share_what_they_train(call, tmp_path):
+def test_stages_and_tables_share_what_they_train(call, tmp_path):
     printed, result = call(study, "stages")
     rows = columns(result)
     assert list(rows) == ["rendered truth", "base", "subject only", "motion only",
@@ -112,13 +112,6 @@ def test_stages_tables_and_the_student_share_what_they_train(call, tmp_path):
     assert "(0.295)" in printed
     more = {folder.name for folder in (tmp_path / "loras").iterdir()} - loras
     assert len(more) == 3 and all(name.startswith("ttt-") for name in more)
-
-    _, found = call(student, "student")
-    changes = columns(found)["as it is"]
-    assert 0 < changes["change of temporal weights, %"] < 10
-    assert 0 < abs(changes["change of motion loss, %"]) < 5
-    assert abs(changes["identity, appearance reference"]) <= 1
-    assert {folder.name for folder in (tmp_path / "loras").iterdir()} - loras == more
 
 
 def test_the_search_scores_settings_side_by_side(call, tmp_path):
@@ -137,6 +130,19 @@ def test_the_search_scores_settings_side_by_side(call, tmp_path):
     rows = search.rows_of("ttt", ["", "--steps 2"], ["--rank", "2"], [])
     assert [row.ttt for row in rows] == [None, (), ("--steps", "2")]
     assert all(row.subject_flags == ("--rank", "2") for row in rows)
+
+
+def test_the_student_shares_what_the_search_trains(call, tmp_path):
+    few = ("--combinations", "1", "--start", "3")
+    call(search, "search-ttt", "ttt", "", *few)
+    loras = {folder.name for folder in (tmp_path / "loras").iterdir()}
+    assert [name.split("-")[0] for name in sorted(loras)] == ["spatial", "temporal", "ttt"]
+    _, found = call(student, "student", *few)
+    changes = columns(found)["as it is"]
+    assert 0 < changes["change of temporal weights, %"] < 10
+    assert 0 < abs(changes["change of motion loss, %"]) < 5
+    assert abs(changes["identity, appearance reference"]) <= 1
+    assert {folder.name for folder in (tmp_path / "loras").iterdir()} == loras
 
 
 def test_what_metrics_are_worth(call, model_folder):

@@ -20,7 +20,7 @@ from dataclasses import replace
 
 from ...errors import UserError, run
 from ...paper import tables
-from ...paper.rows import Row
+from ...paper.rows import Group, Row
 from .protocol import write_group
 from .scores import combinations
 from .study import scorers
@@ -47,27 +47,36 @@ def rows_of(what: str, settings: list[str], spatial: list[str], temporal: list[s
                       for each in settings)]
 
 
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    """Which combinations; and the tables' flags."""
+    parser.add_argument("--start", type=int, default=0, help="the first combination")
+    parser.add_argument("--combinations", type=int, default=6)
+    tables.add_flags(parser)
+    parser.set_defaults(seed=5)     # what is tried shares no draw with what is reported
+
+
+def groups_of(args: argparse.Namespace) -> list[Group]:
+    """One a combination, of one prompt."""
+    return [write_group(args.output / "tiny-search", [each])
+            for each in combinations(args.start, args.combinations)]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=["spatial", "temporal", "joined", "ttt"])
     parser.add_argument("settings", nargs="*", help="flags of the stage, or scales")
-    parser.add_argument("--start", type=int, default=0, help="the first combination")
-    parser.add_argument("--combinations", type=int, default=6)
     parser.add_argument("--spatial", default="", metavar="FLAGS", help="of what is joined")
     parser.add_argument("--temporal", default="", metavar="FLAGS")
-    tables.add_flags(parser)
-    parser.set_defaults(seed=5)     # what is tried shares no draw with what is reported
+    add_flags(parser)
     args = parser.parse_args()
     if not args.settings:
         raise UserError("settings: give at least one")
     tables.check(args)
     rows = rows_of(args.what, args.settings, shlex.split(args.spatial), shlex.split(args.temporal))
-    groups = [write_group(args.output / "tiny-search", [each])
-              for each in combinations(args.start, args.combinations)]
     pairs = [(row.name, JOINED) for row in rows[1:]] if args.what == "ttt" else []
-    tables.make(args, f"search-{args.what}", tables.units_of(rows, groups), scorers(args), pairs,
-                "customttt.tiny.study.search")
+    tables.make(args, f"search-{args.what}", tables.units_of(rows, groups_of(args)),
+                scorers(args), pairs, "customttt.tiny.study.search")
 
 
 if __name__ == "__main__":

@@ -2,16 +2,15 @@
 
   python -m customttt.tiny.study.student ["" "--learning-rate 3e-5" ...]
 
-One row a setting (flags of train.py's ttt stage), on the prompts of the protocol: how many percent
-of the trained weights and of the predicted noise changed; how far the losses were above the
-teacher's before, and how training changed them; what the references show. The UNet holds the
-teachers and, as one LoRA, the student that they trained.
+One row a setting (flags of train.py's ttt stage): how many percent of the trained weights and of
+the predicted noise changed; how far the losses were above the teacher's before, and how training
+changed them; what the references show. What a setting gains, `search ttt` says, on the same
+combinations and LoRAs. The UNet holds the teachers and, as one LoRA, the student that they trained.
 """
 
 import argparse
 import json
 import math
-import shlex
 from pathlib import Path
 
 import torch
@@ -29,16 +28,16 @@ from ...losses import noise_loss
 from ...model.model import Model
 from ...model.unet import UNet
 from ...paper import tables
-from ...paper.rows import Row, Scorer, Unit
+from ...paper.rows import Scorer, Unit
 from ...run.data import Texts
 from ...run.loop import autocast
 from ...run.options import open_model
 from ...sampling import decode_frames, latent_shape
 from ...stages import TEACHERS, noising_timesteps, reference_timesteps, ttt_step
 from ..pretraining.judge import Judge, as_pixels
-from .protocol import combination_of, write_protocol
+from . import search
+from .protocol import combination_of
 from .scores import score
-from .study import PROTOCOL
 
 STUDENT = ("joined",)
 UNSEEN_SEED = 10 ** 6       # of references that no training drew
@@ -140,13 +139,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("settings", nargs="*", help="flags of the ttt stage")
-    tables.add_flags(parser)
+    search.add_flags(parser)
     args = parser.parse_args()
     tables.check(args)
-    rows = [Row(each or "as it is", ttt=tuple(shlex.split(each))) for each in args.settings or [""]]
-    groups = write_protocol(args.output / PROTOCOL)
-    tables.make(args, "student", tables.units_of(rows, groups), [student_scorer(args)], [],
-                "customttt.tiny.study.student")
+    rows = search.rows_of("ttt", args.settings or [""], [], [])[1:]     # all have a student
+    tables.make(args, "student", tables.units_of(rows, search.groups_of(args)),
+                [student_scorer(args)], [], "customttt.tiny.study.student")
 
 
 if __name__ == "__main__":
