@@ -3,9 +3,10 @@
   lora      the start of a fresh LoRA
   latents   the VAE's samples of the data
   data      which images and clips a step sees
-  noise     a step's timesteps, noise and anchor frame
+  noise     a step's timesteps, noise, anchor frame and chances
   dropout   the LoRAs' dropout
   sheet     the noise that contact sheets start from
+  table ... the noise that a clip of the paper's tables starts from; "probe ...", of the probe
   sampling  the noise that sample.py starts from: --seed itself, as in other tools
 
 So what is judged shares no draw with what is trained. "lora" and "dropout" seed PyTorch's own

@@ -84,8 +84,8 @@ def reference_timesteps(settings: dict) -> tuple[list[int], int]:
     """The timesteps of the teachers' DDIM steps, and t_ref, where their latents stand then (-1:
     clean).
 
-    "uniform": the steps span the whole schedule. "next", the other reading: they are the first of
-    the sampling schedule, so the reference latents are still noisy.
+    "uniform": the steps are spaced over the schedule, 801, 601, 401, 201, 1. "next", the other
+    reading: they are the first of the sampling schedule, so the reference latents are still noisy.
     """
     steps = settings["reference_steps"]
     if settings["reference_timestep"] == "uniform":
@@ -98,7 +98,7 @@ def noising_timesteps(z: Tensor, t_ref: int, settings: dict, draw: Draws) -> Ten
     """(b,), where reference latents are noised to: anywhere, or one sampling step up from t_ref."""
     if settings["reference_timestep"] == "uniform":
         return draw.timesteps(z, settings["least_timestep"])
-    return torch.tensor([t_ref + STEPS // settings["sampling_steps"]], device=z.device)
+    return torch.full((len(z),), t_ref + STEPS // settings["sampling_steps"], device=z.device)
 
 
 TEACHERS, STUDENT = ("spatial_teacher", "temporal_teacher"), ("spatial", "temporal")

@@ -437,7 +437,7 @@ def test_merge_takes_only_what_is_on():
     assert relative_error(unet(*inputs), alone) <= TOLERANCE
 
 
-def test_active_switches_exactly_the_named():
+def test_lora_on_switches_exactly_the_named():
     names, kinds = ("spatial", "temporal", "another"), ("spatial", "temporal", "spatial")
     unet, inputs = random_model().unet, clip_inputs(frames=2, b=1)
     plain = unet(*inputs)
@@ -457,10 +457,3 @@ def test_active_switches_exactly_the_named():
                 put_lora(others, name, kept, rank=4).load_state_dict(each.loras[kept].state_dict())
         assert torch.equal(inside, others(*inputs))
     assert torch.equal(unet(*inputs), everything)
-
-
-def test_active_is_undone_by_an_error():
-    unet = trained(random_model().unet, "spatial", (2, 6))
-    with pytest.raises(RuntimeError), lora_on(unet):
-        raise RuntimeError
-    assert all(each.on == {"spatial"} for _, each in with_lora(unet))

@@ -42,7 +42,7 @@ def test_the_page(tmp_path, page, monkeypatch):
     write_result({"name": "probe-subject", "seed": 0, "kind": "subject", "first": 6,
                   "pairs": [[["a cat", "a dog"], scores]]}, made, "customttt.paper.probe", [])
     Image.new("RGB", (8, 8)).save(made / "probe-subject-seed-0-heat-CLIP-T.png")
-    write_result(table_4(0, 0.01) | {"name": "search-ttt"}, made, "customttt.tiny.study.search", [])
+    write_result(table_4(0, 0.01) | {"name": "search-joined"}, made, "customttt.tiny.study.search", [])
     for seed, shift in ((0, 0.01), (1, 0.03)):
         monkeypatch.setattr(sys, "argv", ["tables", "4", "--seed", str(seed)])
         write_result(table_4(seed, shift), made, "customttt.paper.tables", [])
@@ -56,7 +56,8 @@ def test_the_page(tmp_path, page, monkeypatch):
     assert f"- {said}+0.020 ± 0.000 here: as the paper.\n" in written
     assert "| 6 | 0.2100 | +0.0100 | 0.200 |" in written
     assert written.index("Table 2, Figure 1") < written.index("## Table 4")
-    assert "search-ttt" not in written and not list(kept.glob("search*"))
+    assert written.count("motion fidelity is 0: none.\n") == 1
+    assert "search-joined" not in written and not list(kept.glob("search*"))
     for picture in ("probe-subject-seed-0-heat-CLIP-T.png", "table-4.png"):
         assert (kept / picture).exists() and f"](results/{picture})" in written
 

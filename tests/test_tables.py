@@ -228,6 +228,12 @@ def test_groups_count_and_not_clips():
     assert "**not found**" in tables.verdicts(none)[0]      # 0 +- 0.0013, and 0.013 in the paper
 
 
+def test_clips_without_tracks_are_counted():
+    some = result("table-4", {"5 reference steps": [[0.1, 0.0], [0.0, 0.5]],
+                              tables.AS_THEY_ARE: [[0.1, 0.2], [0.3, 0.4]]})
+    assert tables.unfollowed_text(some).endswith("fidelity is 0: *5 reference steps* 2.")
+
+
 def test_student():
     assert interval([1.0, 2.0, 3.0, 4.0])[1] == pytest.approx(3.182 * (5 / 3) ** 0.5 / 2)
     assert interval([0.0, 1.0] * 50)[1] == pytest.approx(1.984 * 0.50252 / 10, rel=1e-3)

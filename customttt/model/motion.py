@@ -23,7 +23,8 @@ def positional_encoding(frames: int, channels: int, device: torch.device | None 
 
 
 class FramePositions(nn.Module):
-    """((b h w) f c) -> the sinusoids of frames 0, 1, ..., f - 1: (f c)."""
+    """((b h w) f c) -> the sinusoids of frames 0, 1, ..., f - 1: (f c). A module, so that
+    pretraining can hook it."""
 
     def forward(self, x: Tensor) -> Tensor:
         return positional_encoding(x.shape[1], x.shape[2], x.device).to(x.dtype)

@@ -133,11 +133,11 @@ class UNet(nn.Module):
         if len(texts) != len(self.layers):
             raise ValueError(f"text: one tensor or {len(self.layers)}, one a layer; "
                              f"got {len(texts)}")
-        b, c = latents.shape[:2]
-        if latents.ndim != 5 or c != self.config.latent_channels or any(
+        if latents.ndim != 5 or latents.shape[1] != self.config.latent_channels or any(
                 side % 8 for side in latents.shape[3:]):
             raise ValueError(f"latents: (b {self.config.latent_channels} f h w) with h and w "
                              f"divisible by 8; got {tuple(latents.shape)}")
+        b = len(latents)
         if timesteps.shape != (b,):
             raise ValueError(f"timesteps: ({b},), one a clip; got {tuple(timesteps.shape)}")
         for each in texts:

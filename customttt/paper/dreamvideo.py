@@ -23,6 +23,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from .. import recipes
 from ..diffusion import add_noise
 from ..draws import Draws
 from ..errors import UserError, writing
@@ -33,9 +34,9 @@ from ..media.clips import to_images
 from ..model.clip import TextEncoder
 from ..model.model import Model
 from ..model.unet import UNet
-from ..recipes import SPATIAL as IMAGES, TEMPORAL as CLIPS, Recipe, Setting
-from ..run.data import (OUTPUT, add_data_flags, fingerprint, prepare_spatial,
-                        prepare_temporal)
+from ..recipes import Recipe, Setting
+from ..run.data import (OUTPUT, add_data_flags, fingerprint, read_clips, read_images,
+                        require_motion)
 from ..run.stage import Job, Stage
 from ..sampling import decode_frames, sample_video
 from ..stages import Backward, spatial_step
@@ -43,7 +44,7 @@ from .adapters import LearnedWord, adapter_parameters, appearance, put_identity,
 from .clip import clip_fingerprint, load_clip
 
 WORD = "*"      # the placeholder, in prompts
-NO_LORA = {"spatial_layers": (), "temporal_layers": (), "rank": 1, "dropout": 0.0}
+OF_LORA = {"spatial_layers", "temporal_layers", "rank", "dropout", "debiased"}  # no such settings
 
 
 # ---------------------------------------------------------------------------------- the word
@@ -66,18 +67,14 @@ def word_step(unet: UNet, z: Tensor, encode: Callable[[], Tensor], settings: dic
 
 
 def prepare_word(model: Model, settings: dict, args: Namespace) -> Job:
-    job = prepare_spatial(model, settings | NO_LORA, args)
+    job = read_images(model, settings, args)
     if not job.prompt.split():
         raise UserError("--prompt: has no words; its last one is where the learned word begins")
     # "a teddy bear": bear. The UNet keeps it: the text encoder is freed before training.
     model.unet.word = put_word(model, start=job.prompt.split()[-1])
     encoder: TextEncoder = model.text_encoder
     ids = model.tokenizer([f"a {WORD}"]).to(model.device)
-    return Job((job.inputs[0], lambda: encoder(ids)), f"a {WORD}", without_lora(job))
-
-
-def without_lora(job: Job) -> dict:
-    return {"data_sha256": job.metadata["data_sha256"]}
+    return Job((job.inputs[0], lambda: encoder(ids)), f"a {WORD}", job.metadata)
 
 
 def save_parameters(parameters: dict[str, nn.Parameter], path: Path, metadata: dict) -> None:
@@ -122,12 +119,12 @@ def add_identity_flags(parser: ArgumentParser) -> None:
 
 def prepare_identity(model: Model, settings: dict, args: Namespace) -> Job:
     """Images, and the prompt "a *" with the learned word in it."""
-    job = prepare_spatial(model, settings | NO_LORA, args)
+    job = read_images(model, settings, args)
     put_word(model, read_word(args.word))
     put_identity(model.unet)
     z = job.inputs[0]
     c = model.encode_text([f"a {WORD}"]).expand(len(z), -1, -1)
-    return Job((z, c), f"a {WORD}", without_lora(job) | {
+    return Job((z, c), f"a {WORD}", job.metadata | {
         "word_sha256": fingerprint([find_lora(args.word, "--word")])})
 
 
@@ -148,7 +145,8 @@ def add_motion_flags(parser: ArgumentParser) -> None:
 def prepare_motion(model: Model, settings: dict, args: Namespace) -> Job:
     """A video, and the CLIP embedding of each of its frames: here a unit vector, of the frame as
     the VAE gives it back."""
-    job = prepare_temporal(model, settings | NO_LORA, args)
+    require_motion(model)
+    job = read_clips(model, settings, args)
     z, c = job.inputs
     judge = args.clip or Path(args.model) / "clip"
     embedder = load_clip(judge, model.device)
@@ -156,7 +154,7 @@ def prepare_motion(model: Model, settings: dict, args: Namespace) -> Job:
                      for each in z])                                         # (n f d_a)
     put_motion(model.unet, a.shape[2])
     return Job((z, c, a, model.encode_text([""])), job.prompt,
-               without_lora(job) | {"clip_sha256": clip_fingerprint(Path(judge))})
+               job.metadata | {"clip_sha256": clip_fingerprint(Path(judge))})
 
 
 def motion_step(unet: UNet, z: Tensor, c: Tensor, a: Tensor, empty: Tensor, settings: dict,
@@ -199,12 +197,11 @@ def sample_dreamvideo(model: Model, prompt: str, a: Tensor, guidance: float,
 def recipe(base: Recipe, rate: float, steps: int, tiny_rate: float,
            more: dict[str, Setting]) -> Recipe:
     """A stage's recipe without LoRA; VGen's numbers, its AdamW rates over 10 for Lion."""
-    lora = {*NO_LORA, "debiased"}
     own = {"learning_rate": Setting(rate, "VGen: ten times as much with AdamW", "of Lion"),
            "steps": Setting(steps, "VGen", "training steps"),
            "weight_decay": Setting(0.0, "VGen", "of Lion", zero=True)}
-    return Recipe({k: v for k, v in base.full.items() if k not in lora} | own | more,
-                  {k: v for k, v in base.tiny.items() if k not in lora and k != "steps"} | {
+    return Recipe({k: v for k, v in base.full.items() if k not in OF_LORA} | own | more,
+                  {k: v for k, v in base.tiny.items() if k not in OF_LORA and k != "steps"} | {
                       "learning_rate": Setting(tiny_rate, "tiny: learns in the steps below"),
                       "steps": Setting(250, "tiny: minutes on a CPU")})
 
@@ -214,10 +211,11 @@ DROPPED = {"drop_text": Setting(0.5, "VGen: p_zero", "chance of no prompt", zero
            "drop_guide": Setting(0.5, "VGen: p_image_zero", "chance of no frame", zero=True,
                                  below=1)}
 DREAMVIDEO = (
-    Word("dreamvideo-word", "dreamvideo-word", recipe(IMAGES, 1e-5, 3000, 1e-3, FOUR),
+    Word("dreamvideo-word", "dreamvideo-word", recipe(recipes.SPATIAL, 1e-5, 3000, 1e-3, FOUR),
          add_data_flags, prepare_word, word_step, trained=(), rows=((),), motion=False),
-    Adapted("dreamvideo-identity", "dreamvideo-identity", recipe(IMAGES, 1e-6, 1000, 1e-4, FOUR),
-            add_identity_flags, prepare_identity, spatial_step, trained=("identity",),
-            rows=((),), motion=False),
-    Adapted("dreamvideo-motion", "dreamvideo-motion", recipe(CLIPS, 1e-6, 3000, 1e-4, DROPPED),
-            add_motion_flags, prepare_motion, motion_step, trained=("motion",), rows=((),)))
+    Adapted("dreamvideo-identity", "dreamvideo-identity",
+            recipe(recipes.SPATIAL, 1e-6, 1000, 1e-4, FOUR), add_identity_flags, prepare_identity,
+            spatial_step, trained=("identity",), rows=((),), motion=False),
+    Adapted("dreamvideo-motion", "dreamvideo-motion",
+            recipe(recipes.TEMPORAL, 1e-6, 3000, 1e-4, DROPPED), add_motion_flags, prepare_motion,
+            motion_step, trained=("motion",), rows=((),)))

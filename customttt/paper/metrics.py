@@ -210,8 +210,8 @@ def parse() -> argparse.Namespace:
     if args.tracks and args.reference is None:
         raise UserError("--tracks: are held against those of --reference, which is not given")
     if args.images and args.definition == "loveu":
-        raise UserError("--images: LOVEU has no score against images; leave them out, or "
-                        "--definition loveu")
+        raise UserError("--images: LOVEU has no score against images; leave out "
+                        "--images or --definition loveu")
     device_named(args.device)
     return args
 

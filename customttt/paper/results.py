@@ -25,8 +25,8 @@ TITLES = {      # name of a result -> its title, in the order of the page
     "probe-motion": "Table 2, Figure 2: layers and the motion",
     "table-3": "Table 3: which layers have LoRA", "table-4": "Table 4: reference steps",
     "stages": "What each stage does", "metrics": "What the metrics are worth",
-    "student": "What test-time training does to its student"}
-
+    "search-ttt": "Test-time training: what other settings gain",
+    "student": "Test-time training: what it does to its student"}
 
 SAME = ("rows", "metrics", "first", "made of", "scored with")       # in all seeds of a result
 
@@ -83,6 +83,8 @@ def section(title: str, result: dict, runs: list[dict], kept: Path) -> list[str]
     lines += [f"{len(result['clips'])} clips of {len(groups)} groups; 95% intervals over the "
               f"groups" + ("; in brackets the paper's figure." if name in tables.PAPER else "."),
               "", tables.text(result), ""]
+    if "motion fidelity" in result["metrics"]:
+        lines += [tables.unfollowed_text(result), ""]
     if "correlations" in result:
         lines += [tables.correlation_text(result), ""]
     if found := tables.verdicts(result):

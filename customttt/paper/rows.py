@@ -195,7 +195,7 @@ def paper_scorer(args: argparse.Namespace) -> Scorer:
     embedder = load_clip(args.clip, args.device)
 
     def score(clip: Tensor, unit: Unit, loras: dict[str, Path]) -> dict[str, float]:
-        """One in which no point can be followed has no motion fidelity."""
+        """Motion fidelity is 0 where no point can be followed: it counts as a failure."""
         frames = to_images(clip)
         scores = clip_scores(embedder, frames, unit.prompt, unit.group.subject_images())
         reference = reference_tracks(unit.group.video, len(frames), FPS, args.tracker)

@@ -6,7 +6,8 @@
   dreamvideo-word, -identity, -motion        DreamVideo (Wei et al. 2023): dreamvideo.py
 
 Each subject stage learns from images, each motion stage from a video; both files together are the
-system: sample.py --lora output/diffdirector-spatial output/diffdirector --prompt ...
+system: sample.py --lora output/diffdirector-spatial output/diffdirector --prompt ... DreamVideo's
+files are no LoRAs; customttt/paper/rows.py samples it.
 
 Trainable parameters at Stable Diffusion 1.5's size, rank 32, spatial and temporal together:
 
@@ -16,7 +17,8 @@ Trainable parameters at Stable Diffusion 1.5's size, rank 32, spatial and tempor
 
 DiffDirector and MotionDirector share one step, the dual path. Here they differ in what the spatial
 LoRA is put on: DiffDirector has every Linear of a spatial transformer and its two 1x1 convolutions,
-MotionDirector neither the convolutions nor the cross-attention; and in their learning rates.
+MotionDirector neither the convolutions nor the cross-attention; and in their learning rates and
+Lion's betas (DiffDirector has AMD's, the others the recipe's, which at tiny size are longer).
 Legend: z clean latents (b 4 f h w), c text embeddings (b n d), eps noise, t timesteps (b,).
 """
 
@@ -28,14 +30,15 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
+from .. import recipes
 from ..draws import Draws
 from ..files.lora_files import save_lora
 from ..lora import lora_on, lora_parameters, put_lora, targets
 from ..losses import spatial_loss, temporal_loss
 from ..model.model import Model
 from ..model.unet import UNet
-from ..recipes import SPATIAL as IMAGES, TEMPORAL as CLIPS, Recipe, Setting
-from ..run.data import add_data_flags, prepare_spatial, prepare_temporal
+from ..recipes import Recipe, Setting
+from ..run.data import add_data_flags, prepare_temporal, read_images
 from ..run.stage import Job, Stage
 from ..stages import SPATIAL, TEMPORAL, Backward
 from .dreamvideo import DREAMVIDEO
@@ -59,9 +62,10 @@ def renamed(stage: Stage, name: str, recipe: Recipe) -> Stage:
 
 # ---------------------------------------------------------------------------------- Full LoRA
 
-FULL_SPATIAL = renamed(SPATIAL, "full-spatial", changed(IMAGES, {"spatial_layers": EVERY_SPATIAL}))
+FULL_SPATIAL = renamed(SPATIAL, "full-spatial",
+                       changed(recipes.SPATIAL, {"spatial_layers": EVERY_SPATIAL}))
 FULL_TEMPORAL = renamed(TEMPORAL, "full-temporal",
-                        changed(CLIPS, {"temporal_layers": EVERY_TEMPORAL}))
+                        changed(recipes.TEMPORAL, {"temporal_layers": EVERY_TEMPORAL}))
 
 
 # ---------------------------------------------------------------------------------- dual path
@@ -74,10 +78,10 @@ def put_spatial(unet: UNet, settings: dict) -> None:
 
 
 def prepare_images(model: Model, settings: dict, args: Namespace) -> Job:
-    job = prepare_spatial(model, settings | {"spatial_layers": ()}, args)
     put_spatial(model.unet, settings)
-    job.metadata["spatial_layers"] = settings["spatial_layers"]
-    return job
+    job = read_images(model, settings, args)
+    lora = {name: settings[name] for name in ("spatial_layers", "rank")}
+    return replace(job, metadata=lora | job.metadata)
 
 
 def prepare_video(model: Model, settings: dict, args: Namespace) -> Job:
@@ -146,15 +150,15 @@ def placed(convolutions: bool, cross_attention: bool, source: str) -> dict[str, 
 SWITCH_OFF = {"switch_off": Setting(0.2, "MotionDirector_train.py", "chance of no spatial LoRA",
                                     zero=True, below=1)}
 TINY_SPATIAL_RATE = {"spatial_learning_rate": Setting(
-    (IMAGES.full | IMAGES.tiny)["learning_rate"].value, "tiny: of --stage spatial")}
+    recipes.SPATIAL.tiny["learning_rate"].value, "tiny: of --stage spatial")}
 
 DD = placed(True, True, "AMD: every Linear and convolution of Transformer3DModel") | {
     "betas": Setting((0.9, 0.999), "AMD: train.py", "of Lion", zero=True, below=1)}
-DIFFDIRECTOR_SPATIAL = replace(renamed(SPATIAL, "diffdirector-spatial", changed(IMAGES, DD)),
-                               prepare=prepare_images)
+DIFFDIRECTOR_SPATIAL = replace(
+    renamed(SPATIAL, "diffdirector-spatial", changed(recipes.SPATIAL, DD)), prepare=prepare_images)
 DIFFDIRECTOR = DualPath(
     "diffdirector", "diffdirector", changed(
-        CLIPS, DD | SWITCH_OFF | {
+        recipes.TEMPORAL, DD | SWITCH_OFF | {
             "temporal_layers": EVERY_TEMPORAL,
             "spatial_learning_rate": Setting(
                 1e-5, "AMD: training.yaml, 1e-4 / 10 for Lion", "of the spatial LoRA")},
@@ -166,12 +170,12 @@ MD = placed(False, False, "MotionDirector: utils/lora.py, attn1 and ff of Transf
 MD_RATE = Setting(5e-5, "MotionDirector: 5e-4 with AdamW, / 10 for Lion", "of the spatial LoRA")
 MOTIONDIRECTOR_SPATIAL = replace(
     renamed(SPATIAL, "motiondirector-spatial", changed(
-        IMAGES, MD | {"learning_rate": MD_RATE},
+        recipes.SPATIAL, MD | {"learning_rate": MD_RATE},
         {"learning_rate": TINY_SPATIAL_RATE["spatial_learning_rate"]})),
     prepare=prepare_images)
 MOTIONDIRECTOR = replace(DIFFDIRECTOR, name="motiondirector", kind="motiondirector", recipe=changed(
-    CLIPS, MD | SWITCH_OFF | {"temporal_layers": EVERY_TEMPORAL, "spatial_learning_rate": MD_RATE},
-    TINY_SPATIAL_RATE))
+    recipes.TEMPORAL, MD | SWITCH_OFF | {
+        "temporal_layers": EVERY_TEMPORAL, "spatial_learning_rate": MD_RATE}, TINY_SPATIAL_RATE))
 
 SYSTEMS = {         # Table 1's name: the stages that learn a subject, those that learn a motion
     "Full LoRA": ((FULL_SPATIAL,), (FULL_TEMPORAL,)),

@@ -148,6 +148,17 @@ def text(result: dict) -> str:
     return "\n".join(lines)
 
 
+def unfollowed_text(result: dict) -> str:
+    """Of each row, the clips whose motion fidelity is 0 in both forms."""
+    columns = [k for k, metric in enumerate(result["metrics"]) if "motion fidelity" in metric]
+    counts = dict.fromkeys(result["rows"], 0)
+    for row, _, _, scores in result["clips"]:
+        counts[row] += not any(scores[k] for k in columns)
+    return ("Clips in which no moving point was followed, so that motion fidelity is 0: "
+            + (", ".join(f"*{row}* {count}" for row, count in counts.items() if count) or "none")
+            + ".")
+
+
 def correlation_text(result: dict) -> str:
     """What customttt.tiny.study.metrics found: each metric with each truth."""
     found = result["correlations"]

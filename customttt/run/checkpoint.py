@@ -12,9 +12,7 @@ from ..files.checks import is_whole
 from ..files.reading import save_pickled
 
 CHECKPOINT = "checkpoint.pt"
-OTHERS = {"base_weights": "another model", "data_sha256": "other data or captions",
-          "spatial_sha256": "another --spatial", "temporal_sha256": "another --temporal",
-          "word_sha256": "another --word", "clip_sha256": "another --clip"}
+OTHERS = {"base_weights": "another model", "data_sha256": "other data or captions"}
 
 
 class State:
@@ -53,8 +51,10 @@ class State:
                    and before.get(key) != now[key]]
         if changed:
             key = changed[0]
-            raise UserError(f"--resume: {folder} was started with " + OTHERS.get(
-                key, f"{key} = {before.get(key)!r:.99}, not {now[key]!r:.99}") + "; give the same")
+            other = (f"another --{key.removesuffix('_sha256')}" if key.endswith("_sha256") else
+                     f"{key} = {before.get(key)!r:.99}, not {now[key]!r:.99}")
+            raise UserError(f"--resume: {folder} was started with {OTHERS.get(key, other)}; give "
+                            f"the same")
         if content["step"] > self.run.settings["steps"]:
             raise UserError(f"--steps {self.run.settings['steps']}: the run in {folder} has done "
                             f"{content['step']} already; give at least as many to --resume")

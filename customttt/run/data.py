@@ -7,6 +7,7 @@ import hashlib
 import warnings
 from argparse import ArgumentParser, Namespace
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -61,24 +62,36 @@ def add_ttt_flags(parser: ArgumentParser) -> None:
 
 def prepare_spatial(model: Model, settings: dict, args: Namespace) -> Job:
     """Images of the subject; LoRA on the spatial transformers (the paper's W_s)."""
-    def read(file: Path) -> Tensor:
-        return rearrange(read_image(file, settings["size"]), "c h w -> c 1 h w")
-    return learn_from(model, settings, args, "spatial", example="subject", what="image",
-                      endings=IMAGE_ENDINGS, read=read)
+    lora = put_fresh_lora(model, settings, "spatial")
+    job = read_images(model, settings, args)
+    return replace(job, metadata=lora | job.metadata)
 
 
 def prepare_temporal(model: Model, settings: dict, args: Namespace) -> Job:
     """Clips of the motion; LoRA on the motion modules (the paper's W_t)."""
+    require_motion(model)
+    lora = put_fresh_lora(model, settings, "temporal")
+    job = read_clips(model, settings, args)
+    return replace(job, metadata=lora | job.metadata)
+
+
+def read_images(model: Model, settings: dict, args: Namespace) -> Job:
+    """z (n 4 1 h w) and c (n 77 d): the images of --data and their prompts."""
+    def read(file: Path) -> Tensor:
+        return rearrange(read_image(file, settings["size"]), "c h w -> c 1 h w")
+    return read_data(model, args, "subject", "image", IMAGE_ENDINGS, read)
+
+
+def read_clips(model: Model, settings: dict, args: Namespace) -> Job:
+    """z (n 4 f h w) and c (n 77 d): the clips of --data and their prompts."""
     def read(file: Path) -> Tensor:
         return read_video(file, settings["frames"], settings["fps"], settings["size"])
-    require_motion(model)
-    return learn_from(model, settings, args, "temporal", example="motion.mp4", what="video",
-                      endings=VIDEO_ENDINGS, read=read)
+    return read_data(model, args, "motion.mp4", "video", VIDEO_ENDINGS, read)
 
 
-def learn_from(model: Model, settings: dict, args: Namespace, kind: str, example: str, what: str,
-               endings: set[str], read: Callable[[Path], Tensor]) -> Job:
-    """The files of --data, read as (3 f H W) in [-1, 1], as latents; a fresh LoRA of this kind."""
+def read_data(model: Model, args: Namespace, example: str, what: str, endings: set[str],
+              read: Callable[[Path], Tensor]) -> Job:
+    """The files of --data, read as (3 f H W) in [-1, 1], as latents, and their prompts."""
     given = args.data
     if given is None:
         given = [Path(args.model) / "examples" / example]
@@ -90,15 +103,19 @@ def learn_from(model: Model, settings: dict, args: Namespace, kind: str, example
         raise UserError(f"--output {args.output}: holds the {what}s to learn from; give another")
     prompts = prompts_of(args.prompt, files)
     pixels = torch.stack([read(file) for file in tqdm(files, desc=f"{what}s", leave=False)])
-    layers = settings[f"{kind}_layers"]
-    add_lora(model.unet, kind, layers, settings["rank"], settings["dropout"])
     if not args.resume:     # what is learned from, as the model sees it: a row of squares
         write_video(as_frames(rearrange(pixels, "n c f h w -> (n f) c h w")),
                     args.output / "data.png")
-    metadata = {f"{kind}_layers": layers, "rank": settings["rank"],
-                "data_sha256": fingerprint(files, prompts)}
     return Job((encode(model, pixels, args.seed), model.encode_text(prompts)),
-               prompts[0] if args.prompt is None else args.prompt, metadata)
+               prompts[0] if args.prompt is None else args.prompt,
+               {"data_sha256": fingerprint(files, prompts)})
+
+
+def put_fresh_lora(model: Model, settings: dict, kind: str) -> dict:
+    """Put it on the model; what its file will say of it."""
+    layers, rank = settings[f"{kind}_layers"], settings["rank"]
+    add_lora(model.unet, kind, layers, rank, settings["dropout"])
+    return {f"{kind}_layers": layers, "rank": rank}
 
 
 def prepare_ttt(model: Model, settings: dict, args: Namespace) -> Job:

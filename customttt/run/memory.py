@@ -10,7 +10,7 @@ from ..errors import UserError
 from ..model.model import Model
 
 # Numbers held at the peak for each number of the first layer's features (of the VAE's, for each of
-# its widest): three quarters of what was measured at full size (README.md, docs/performance.md), so
+# its widest): three quarters of what was measured at full size (docs/performance.md), so
 # that nothing that fits is refused. The tiny model holds more.
 SAMPLING, TRAINING, CHECKPOINTED, DECODING = 10, 230, 190, 10
 
@@ -51,7 +51,7 @@ def estimate(model: Model, settings: dict, training: bool, checkpointing: bool) 
     frames = settings["frames"]
     features = (size / model.vae.factor) ** 2 * unet.channels[0] * model.dtype.itemsize
     drawn = 2 * frames * features * SAMPLING        # with and without the prompt
-    pictures = frames if "temporal_layers" in settings else settings.get("batch_size", frames)
+    pictures = settings.get("batch_size", frames)
     held = CHECKPOINTED if checkpointing else TRAINING
     trained = pictures * features * held if training else 0
     pixels = size ** 2 * model.vae.config.channels[0] * model.dtype.itemsize * DECODING

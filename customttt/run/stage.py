@@ -36,7 +36,7 @@ class Stage:
     step: Callable[..., object]             # (unet, *job.inputs, settings, draw, backward)
     trained: tuple[str, ...]                # LoRAs
     rows: tuple[tuple[str, ...], ...]       # of its contact sheet: the LoRAs that are on in each
-    motion: bool = True                     # whether motion modules are in, on that sheet
+    motion: bool = True                     # False: motion modules are not loaded
 
     def parameters(self, model: Model) -> dict[str, nn.Parameter]:
         """What is trained; they alone get gradients."""
@@ -47,7 +47,8 @@ class Stage:
         return parameters
 
     def groups(self, parameters: dict[str, nn.Parameter], settings: dict) -> list[dict] | None:
-        """The parameters by learning rate ("params" and "lr"), where there are several."""
+        """The parameters by learning rate ("params" and "lr"); None: all have one."""
+        return None
 
     def save(self, model: Model, path: Path, metadata: dict) -> None:
         save_lora(model.unet, path, metadata, self.trained)

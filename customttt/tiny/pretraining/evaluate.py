@@ -19,12 +19,11 @@ from einops import rearrange
 from torch import Generator, Tensor
 from tqdm import tqdm
 
-from ...diffusion import ddim_timesteps
+from ...diffusion import ddim, ddim_timesteps
 from ...errors import run
 from ...files.load import load_model
 from ...media.clips import as_frames, contact_sheet, write_video
 from ...model.model import Model
-from ...sampling import ddim
 from ..world import clips as world, subjects
 from .data import draw_clips, draw_frames
 from .judge import Judge

@@ -7,6 +7,7 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
+from ...paper.metrics import consistency
 from ..world import clips as world, subjects
 from ..world.subjects import Subject
 from .parts import load_clip, longest
@@ -53,8 +54,7 @@ class Judge:
 
     def consistency(self, frames: Tensor) -> float:
         """Mean cosine of the embeddings of consecutive frames, (f H W 3) uint8."""
-        embedded = self.embed_frames(frames)
-        return (embedded[1:] * embedded[:-1]).sum(1).mean().item()
+        return consistency(self.embed_frames(frames))
 
     def choices(self, frames: Tensor, subject: Subject, scene: str) -> dict:
         """The kind, the colours and the scene that (f H W 3) uint8 show, each chosen with the other

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 import torch
 from torch import Generator, Tensor
 
+from ...paper.metrics import clip_t
 from ..pretraining.judge import Judge
 from ..pretraining.measure import find_subject, measure_trajectory
 from ..world.clips import SCENES, Clip, make_clip, render
@@ -96,6 +97,6 @@ def score(judge: Judge, combination: Combination, frames: Tensor, seed: int) -> 
     chosen = judge.choices(frames, subject, combination.scene)
     return {"identity": 1 - (palette(frames) - true_palette).abs().sum().item() / 2,
             "motion": trajectory_agreement(measure_trajectory(frames), path[:len(frames), :3]),
-            "CLIP-T": (embedded @ judge.embed_captions([combination.caption]).T).mean().item(),
+            "CLIP-T": clip_t(embedded, judge.embed_captions([combination.caption])[0]),
             "words": ((chosen["kind"] == subject.kind)
                       + (chosen["scene"] == combination.scene)) / 2}

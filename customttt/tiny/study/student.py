@@ -39,7 +39,7 @@ from . import search
 from .protocol import combination_of
 from .scores import score
 
-STUDENT = ("joined",)
+TRAINED = ("joined",)
 UNSEEN_SEED = 10 ** 6       # of references that no training drew
 DRAWS = 8                   # of each, for the losses
 
@@ -61,7 +61,7 @@ def noise_change(model: Model, prompt: str, frames: Tensor) -> float:
     before, after = [], []
     for t in torch.tensor([[100], [300], [500], [700], [900]], device=model.device):
         x_t = add_noise(z, torch.randn(z.shape, generator=generator).to(model.device), t)
-        for on, predicted in ((TEACHERS, before), (STUDENT, after)):
+        for on, predicted in ((TEACHERS, before), (TRAINED, after)):
             with lora_on(model.unet, *on):
                 predicted.append(model.unet(x_t, t, text))
     before, after = torch.cat(before), torch.cat(after)
@@ -78,7 +78,7 @@ def preservation(unet: UNet, texts: Texts, shape: tuple[int, ...],
     """
     teachers = {"appearance": (TEACHERS[:1], texts.spatial_teacher, False),
                 "motion": (TEACHERS[1:], texts.temporal_teacher, True)}
-    student = {"before": (TEACHERS, texts.target, True), "after": (STUDENT, texts.target, True)}
+    student = {"before": (TEACHERS, texts.target, True), "after": (TRAINED, texts.target, True)}
     losses = {name: dict.fromkeys(("teacher", "before", "after"), 0.0) for name in teachers}
     draw, (_, t_ref) = Draws(UNSEEN_SEED), reference_timesteps(settings)
     for _ in range(DRAWS):
@@ -105,7 +105,7 @@ def student_scorer(args: argparse.Namespace) -> Scorer:
 
     def scores_of(model: Model, clip: Tensor, unit: Unit,
                   loras: dict[str, Path]) -> dict[str, float]:
-        for name, file in zip((*TEACHERS, *STUDENT), loras.values()):
+        for name, file in zip((*TEACHERS, *TRAINED), loras.values()):
             load_lora(model.unet, file, name=name)
         told = read_metadata(loras["ttt"])
         settings = json.loads(told["recipe"])
