@@ -96,6 +96,8 @@ def apply_loras(model: Model, loras: list[str | Path], motion: bool) -> str | No
 
 def split_scale(text: str) -> tuple[Path, float]:
     """"file.safetensors:0.8" -> the path and 0.8; without a number, 1."""
+    if Path(text).exists():             # its name may end in a colon and a number
+        return Path(text), 1.0
     path, _, number = text.rpartition(":")
     try:
         scale = float(number)

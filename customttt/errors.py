@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import os
+import signal
 import sys
 import tempfile
 import warnings
@@ -32,6 +33,8 @@ def in_words(error: Exception) -> str:
 def run(main) -> None:
     """Call `main()` as a command line: a UserError is printed without traceback, exit code 2."""
     warnings.showwarning = lambda message, *_: _say(f"warning: {message}")
+    if hasattr(signal, "SIGHUP"):       # a closed terminal ends no run; Windows has none
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
     with _steady_streams():
         try:
             main()
@@ -115,14 +118,17 @@ def _say(line: str) -> None:
 def writing(path: str | Path):
     """Yield a temporary path beside `path` with the same ending; rename it to `path` on success.
 
-    On any failure the temporary file is removed and `path` is as it was. A full disk, a missing
-    permission and the like become a UserError that names `path`.
+    On any failure the temporary file is removed and `path` is as it was. A link is followed: the
+    file that it points to is written. A full disk, a missing permission, a pipe or device in the
+    place of a file and the like become a UserError that names `path`.
     """
-    path = Path(path)
+    path, target = Path(path), Path(os.path.realpath(path))
+    if target.exists() and not (target.is_file() or target.is_dir()):
+        raise UserError(f"{path}: is a pipe or a device; name a file")
     temporary = None
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=UNFINISHED,
+        target.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=UNFINISHED,
                                              suffix=path.suffix)
         os.close(handle)
         yield Path(temporary)
@@ -130,7 +136,7 @@ def writing(path: str | Path):
             os.fsync(written.fileno())
         with contextlib.suppress(OSError):              # a network drive may not know it
             os.chmod(temporary, 0o666 & ~_umask())      # mkstemp's 0600 would hide it from others
-        os.replace(temporary, path)
+        os.replace(temporary, target)
     except Exception as error:
         reason = _disk_reason(error)
         if reason is None:

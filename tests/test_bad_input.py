@@ -343,6 +343,9 @@ def test_the_folder_of_the_data_is_not_written_to(call, place):
     before = sorted(place.rglob("*"))
     for command in ("spatial", "temporal"):
         assert_refused(call(command, "--output", place), f"--output {place}", "give another")
+    for kind in ("spatial", "temporal"):
+        assert_refused(call("ttt", "--output", place / "stages" / kind),
+                       f"holds the {kind} LoRA to learn from; give another")
     assert sorted(place.rglob("*")) == before
 
 

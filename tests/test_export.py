@@ -40,10 +40,11 @@ def adapter(request, tmp_path):
     return make_adapter(tmp_path / request.param, request.param)
 
 
-def make_adapter(folder, kind, std=0.1, **options):
+def make_adapter(folder, kind, std=0.1, spatial_rank=4, **options):
     model = tiny_model()
     for each in KINDS[kind]:
-        for p in add_lora(model.unet, each, LAYERS[each], rank=4, **options):
+        rank = spatial_rank if each == "spatial" else 4
+        for p in add_lora(model.unet, each, LAYERS[each], rank, **options):
             torch.nn.init.normal_(p, std=std)
     file = folder / "adapter.safetensors"
     save_lora(model.unet, file, {"kind": kind, "prompt": PROMPT, "rank": 4}, KINDS[kind])
@@ -265,6 +266,17 @@ def test_convolutions_come_back_too(tmp_path):
     for target in ("diffusers", "comfyui"):
         theirs = deltas(*export(adapter, target))
         assert all(torch.equal(delta, theirs[name]) for name, delta in deltas(adapter).items())
+
+
+def test_diffusers_of_any_age_gets_one_rank(tmp_path):
+    """Before 0.41 it takes one alpha for all modules, and scales a smaller rank up."""
+    adapter = make_adapter(tmp_path / "joined", "joined", spatial_rank=8)
+    [file] = export(adapter, "diffusers")
+    ranks = {len(tensor) if "lora_A" in key else tensor.shape[1]
+             for key, tensor in read_tensors(file).items()}
+    assert ranks == {8}
+    theirs = deltas(file)
+    assert all(torch.equal(delta, theirs[name]) for name, delta in deltas(adapter).items())
 
 
 def test_files_say_what_they_hold(adapter, tmp_path):

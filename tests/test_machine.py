@@ -61,6 +61,30 @@ def test_streams_are_as_before_after_a_command(capsys):
     assert (sys.stdout, sys.stderr) == before and capsys.readouterr().out == "said\n"
 
 
+def test_a_closed_terminal_ends_no_run(tmp_path):
+    (tmp_path / "a.py").write_text(
+        "import os, signal\nfrom customttt.errors import run\n"
+        "run(lambda: (os.kill(os.getpid(), signal.SIGHUP), print('still here')))")
+    ended = subprocess.run([sys.executable, tmp_path / "a.py"], text=True, capture_output=True,
+                           env=os.environ | {"PYTHONPATH": str(ROOT)})
+    assert (ended.returncode, ended.stdout) == (0, "still here\n")
+
+
+def test_links_are_followed_and_pipes_are_not_replaced(tmp_path):
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link.txt").symlink_to(tmp_path / "real" / "a.txt")
+    for text in ("new", "again"):
+        with writing(tmp_path / "link.txt") as temporary:
+            temporary.write_text(text)
+        assert (tmp_path / "link.txt").is_symlink()
+        assert (tmp_path / "real" / "a.txt").read_text() == text
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(UserError, match="pipe: is a pipe or a device; name a file"), \
+            writing(tmp_path / "pipe"):
+        pass
+    assert (tmp_path / "pipe").is_fifo()
+
+
 def test_memory_that_runs_out_is_a_sentence(capsys):
     def too_much():
         torch.empty(2 ** 55)
@@ -116,8 +140,8 @@ def test_the_estimate_grows_with_what_is_asked_for():
 
 
 def test_what_was_measured_at_full_size_is_not_refused():
-    """README.md: a step of the temporal stage takes 10.7 GB with --gradient-checkpointing.
-    docs/performance.md: without it 13.14 GB, in fp16 5.81; sampling in fp16 3.04."""
+    """docs/performance.md: a step of the temporal stage takes 10.7 GB with
+    --gradient-checkpointing, without it 13.14 GB, in fp16 5.81; sampling in fp16 3.04."""
     with torch.device("meta"):
         model = random_model(full_size=True)
     settings = TEMPORAL.values(model.unet)
@@ -204,6 +228,17 @@ def test_a_lock_leaves_nothing(tmp_path):
         (tmp_path / "run" / "a").touch()
         raise KeyError
     assert [p.name for p in (tmp_path / "run").iterdir()] == ["a"]
+
+
+def test_a_new_run_removes_its_own_kind_of_files_alone(call, place):
+    for name in ("sheet-1.xlsx", "sheet-2024.notes.txt", "adapter-1.safetensors", "sheet-000900.gif",
+                 "adapter-000900.safetensors"):
+        (place / "out").mkdir(exist_ok=True)
+        (place / "out" / name).touch()
+    assert call("spatial")[0] == 0
+    left = {file.name for file in (place / "out").iterdir()}
+    assert {"sheet-1.xlsx", "sheet-2024.notes.txt", "adapter-1.safetensors"} <= left
+    assert not {"sheet-000900.gif", "adapter-000900.safetensors"} & left
 
 
 def test_leftovers_are_cleared(tmp_path):

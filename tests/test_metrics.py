@@ -1,6 +1,7 @@
 """The paper's metrics are the published scripts': transformers' CLIP, NumPy transcriptions."""
 
 import json
+import os
 import shutil
 import sys
 from dataclasses import replace
@@ -14,6 +15,7 @@ from test_keys import B32, L14
 from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel
 
 from customttt.errors import UserError
+from customttt.files.reading import write_json
 from customttt.media.clips import to_images, write_video
 from customttt.paper import metrics, tracks
 from customttt.paper.clip import architecture, load_clip
@@ -183,6 +185,14 @@ def test_command(call, tmp_path, model_folder):
     assert "mean" in call(tmp_path / "4.mp4", tmp_path / "5.mp4", "--definition", "loveu")
 
 
+def test_any_name_will_do(call, tmp_path):
+    shutil.copy(tmp_path / "4.mp4", tmp_path / "12:30.mp4")
+    call(tmp_path / "12:30.mp4")
+    named = {os.fsdecode(b"caf\xe9.mp4"): 1}       # bytes that are no text
+    write_json(named, tmp_path / "scores.json")
+    assert json.loads((tmp_path / "scores.json").read_text()) == named
+
+
 def test_the_reference_video_is_tracked(call, tmp_path):
     pytest.importorskip("cv2")
     printed = call(tmp_path / "4.mp4", "--reference", tmp_path / "5.mp4")
@@ -195,6 +205,7 @@ def test_bad_input_is_one_sentence(call, tmp_path, model_folder, monkeypatch):
     np.save(tmp_path / "flat.npy", np.zeros((4, 2)))
     save_file({"visual.conv1.weight": torch.ones(2)}, tmp_path / "open_clip.safetensors")
     (tmp_path / "empty.npy").touch()
+    Image.new("RGB", (40, 40)).save(tmp_path / "a.eps")     # Pillow would run Ghostscript on it
     video = tmp_path / "4.mp4"
     for flags, said in (
             ([tmp_path / "1.mp4"], "two frames or more"),
@@ -208,6 +219,9 @@ def test_bad_input_is_one_sentence(call, tmp_path, model_folder, monkeypatch):
             ([video, video], "4.mp4: given twice"),
             ([video, "--tracks", tmp_path / "flat.npy"], "--reference, which is not given"),
             ([video, "--definition", "loveu", "--images", tmp_path], "LOVEU has no score against"),
+            ([video, "--fps", "-8"], "--fps -8: must be above 0"),
+            ([video, "--fps", "inf"], "--fps inf: must be above 0"),
+            ([video, "--images", tmp_path / "a.eps"], "not an image that can be read"),
             ([video, "--device", "foo"], "--device foo: this machine has no such device"),
             ([video, "--reference", tmp_path / "empty.npy"], "cannot be read as tracks")):
         with pytest.raises(UserError, match=said):
@@ -226,6 +240,12 @@ def test_bad_input_is_one_sentence(call, tmp_path, model_folder, monkeypatch):
     (tmp_path / "clip/config.json").write_text(json.dumps(config))
     with pytest.raises(UserError, match="hidden_act is 'gelu'"):
         load_clip(tmp_path / "clip")
+    for wrong, said in (({"num_attention_heads": 7}, "cannot be divided into 7 heads"),
+                        ({"num_attention_heads": "4"}, "num_attention_heads is '4'"),
+                        ("a text", "vision_config is 'a text'")):
+        (tmp_path / "clip/config.json").write_text(json.dumps(config | {"vision_config": wrong}))
+        with pytest.raises(UserError, match=said):
+            load_clip(tmp_path / "clip")
     shutil.copytree(model_folder / "clip", tmp_path / "other" / "clip")
     shutil.copytree(model_folder / "tokenizer", tmp_path / "other" / "tokenizer")
     vocabulary = tmp_path / "other" / "tokenizer" / "vocab.json"

@@ -97,7 +97,8 @@ def test_pairs(tmp_path):
         pairs = probe.tiny_pairs(kind)
         assert len(set(pairs)) == len(pairs) >= 100
         assert all(p != star for p, star in pairs)
-    (tmp_path / "pairs.txt").write_text("a cat | a dog\n\na man is running | a man is skiing\n")
+    (tmp_path / "pairs.txt").write_text("\ufeffa cat | a dog\n\na man is running | a man is skiing\n")
+    assert probe.read_pairs(tmp_path / "pairs.txt")[0] == ("a cat", "a dog")
     assert probe.read_pairs(tmp_path / "pairs.txt")[1] == ("a man is running", "a man is skiing")
     (tmp_path / "bad.txt").write_text("a cat\n")
     for name, said in (("bad.txt", "each line must be two prompts"), ("none", "cannot be read")):

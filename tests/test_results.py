@@ -33,6 +33,16 @@ def page(tmp_path, monkeypatch):
     return page
 
 
+def test_probes_of_two_judges_are_not_one_table(tmp_path, page):
+    scores = {name: [0.2, 0.1] for name in probe.conditions(6)}
+    for seed in (0, 1):
+        write_result({"name": "probe-subject", "seed": seed, "kind": "subject", "first": 6,
+                      "scored with": {"judge": seed}, "pairs": [[["a cat", "a dog"], scores]]},
+                     tmp_path / "made", "customttt.paper.probe", [])
+    with pytest.raises(UserError, match="\"scored with\" is not that of the other seeds'"):
+        page()
+
+
 def test_the_page(tmp_path, page, monkeypatch):
     made, kept = tmp_path / "made", tmp_path / "docs/results"
     with pytest.raises(UserError, match="no results there; make some"):

@@ -44,6 +44,8 @@ def test_metrics_tell_right_from_wrong(model_folder):
         own, other = (score(judge, each, frames, seed=1) for each in (right, wrong))
         assert own["identity"] > 0.9 and own["motion"] > 0.9
         gaps.append({metric: own[metric] - other[metric] for metric in METRICS})
+    nobody = score(judge, right, torch.zeros_like(frames), seed=1)
+    assert nobody["identity"] == 0
     mean = {metric: sum(gap[metric] for gap in gaps) / len(gaps) for metric in METRICS}
     print(mean)
     assert mean["identity"] > 0.3 and mean["motion"] > 0.5
@@ -127,9 +129,14 @@ def test_the_search_scores_settings_side_by_side(call, tmp_path):
         call(search, "search-joined", "joined", "half")
     with pytest.raises(UserError, match="settings: give at least one"):
         call(search, "search-ttt", "ttt")
-    rows = search.rows_of("ttt", ["", "--steps 2"], ["--rank", "2"], [])
+    rows = search.rows_of("ttt", ["", "--steps 2"], "--rank 2")
     assert [row.ttt for row in rows] == [None, (), ("--steps", "2")]
     assert all(row.subject_flags == ("--rank", "2") for row in rows)
+
+
+def test_flags_that_no_shell_could_read():
+    with pytest.raises(UserError, match="settings --steps 1 'x: .*No closing quotation"):
+        search.rows_of("spatial", ["--steps 1 'x"])
 
 
 def test_the_student_shares_what_the_search_trains(call, tmp_path):

@@ -280,10 +280,11 @@ def test_command(monkeypatch, tmp_path, name, saved):
     assert all(torch.equal(resumed[key], fresh[key]) for key in fresh)
 
 
-def test_another_file_is_no_word(tmp_path):
+def test_another_file_is_no_word(model, tmp_path):
     with pytest.raises(UserError, match="--word .*run --stage dreamvideo-word first"):
-        dreamvideo.read_word(tmp_path)
-    dreamvideo.save_parameters({"other": nn.Parameter(torch.ones(2))},
-                               tmp_path / "adapter.safetensors", {})
-    with pytest.raises(UserError, match="not what --stage dreamvideo-word trains"):
-        dreamvideo.read_word(tmp_path)
+        dreamvideo.read_word(tmp_path, model)
+    for name in ("other", "word"):      # the second has another model's width
+        dreamvideo.save_parameters({name: nn.Parameter(torch.ones(2))},
+                                   tmp_path / "adapter.safetensors", {})
+        with pytest.raises(UserError, match="not what --stage dreamvideo-word trains"):
+            dreamvideo.read_word(tmp_path, model)

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -24,9 +25,19 @@ Pairs = dict[str, dict[str, Tensor]]        # our name of a module -> its "down"
 
 
 def diffusers(pairs: Pairs) -> dict[str, Tensor]:
-    """peft's names with `unet.` before them: without it diffusers ignores the file, silently."""
-    return {f"unet.{public_stem(keys.diffusers_unet, name)}.lora_{letter}.weight": pair[part]
-            for name, pair in pairs.items() for part, letter in (("down", "A"), ("up", "B"))}
+    """peft's names with `unet.` before them: without it diffusers ignores the file, silently.
+
+    Filled up with zeros to one rank: diffusers before 0.41 takes one alpha for all, and where ranks
+    differ it scales the smaller ones up.
+    """
+    rank = max(len(pair["down"]) for pair in pairs.values())
+    tensors = {}
+    for name, pair in pairs.items():
+        stem, more = f"unet.{public_stem(keys.diffusers_unet, name)}", rank - len(pair["down"])
+        rest = (0, 0) * (pair["down"].ndim - 2)         # a convolution's rows and columns
+        tensors[f"{stem}.lora_A.weight"] = F.pad(pair["down"], (*rest, 0, 0, 0, more))
+        tensors[f"{stem}.lora_B.weight"] = F.pad(pair["up"], (*rest, 0, more))
+    return tensors
 
 
 def kohya(pairs: Pairs) -> dict[str, Tensor]:
@@ -94,7 +105,7 @@ def kind_of(name: str) -> str:
 def export(lora: str | Path, target: str, output: str | Path | None = None) -> dict[Path, str]:
     """Write the files that `target` needs; returns how each is loaded there.
 
-    They go into `output` (default: beside the LoRA), tensors unchanged. Raises UserError.
+    They go into `output` (default: beside the LoRA), weights unchanged. Raises UserError.
     """
     path = find_lora(lora, "export")
     pairs = read_pairs(path)

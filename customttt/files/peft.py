@@ -5,10 +5,11 @@ import re
 from pathlib import Path
 
 from ..errors import UserError
-from .checks import number, wrong
+from .checks import number, shortened, wrong
 from .reading import read_json
 
 MOST_ALPHA, LONGEST_PATTERN = 1e6, 500
+STARTS = ("pissa", "olora", "corda")    # of init_lora_weights: they take their start off the base
 
 
 def peft_config(path: Path, metadata: dict[str, str], by_peft: bool, notes: list[str]) -> dict:
@@ -26,12 +27,22 @@ def peft_config(path: Path, metadata: dict[str, str], by_peft: bool, notes: list
             raise UserError(f"{path}: its lora_adapter_metadata is not JSON ({error})") from error
         if not isinstance(config, dict):
             raise wrong("lora_adapter_metadata", config, str(path), "named entries")
-        return config
+        return checked(config, path)
     if by_peft and beside.is_file():
-        return read_json(beside)
+        return checked(read_json(beside), path)
     if by_peft:
         notes.append(f"no {beside.name} beside it, so its alpha is taken to be its rank")
     return {}
+
+
+def checked(config: dict, path: Path) -> dict:
+    """Raise UserError for an adapter that goes with changed weights of the base model."""
+    for key, value in config.items():
+        if key.endswith("init_lora_weights") and str(value).lower().startswith(STARTS):
+            raise UserError(f"{path}: {key} is {shortened(value)}: it goes with other weights than "
+                            f"the model's; convert it in peft (save_pretrained with "
+                            f"path_initial_model_for_weight_conversion)")
+    return config
 
 
 def peft_scale(config: dict, stem: str, rank: int, file: str) -> float:

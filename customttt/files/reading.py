@@ -47,8 +47,9 @@ def save_pickled(content, path: Path) -> None:
 
 def write_json(content: dict, path: Path) -> None:
     with writing(path) as temporary:
+        # A file's name may hold bytes that are no text: JSON has the same escape for them.
         temporary.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n",
-                             encoding="utf-8")
+                             encoding="utf-8", errors="backslashreplace")
 
 
 def is_safetensors(path: Path) -> bool:

@@ -42,9 +42,13 @@ def read_image(path: str | Path, size: int) -> Tensor:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")     # what Pillow warns of either fails or is harmless
             with Image.open(path, formats=image_formats()) as image:
-                image.info["bits"] = max(getattr(image, "tag_v2", {}).get(258, (16,)))  # of a TIFF
+                tags = getattr(image, "tag_v2", {})                         # of a TIFF
+                image.info |= {"bits": max(tags.get(258, (16,))), "negative": tags.get(262) == 0}
+                scale_transparency(image)
+                unreadable = exif_fault(image)
                 image.draft("RGB", (4 * size, 4 * size))    # a JPEG may decode at a smaller scale
-                pixels, note = to_square(ImageOps.exif_transpose(image), size), colour_note(image)
+                pixels = to_square(ImageOps.exif_transpose(image), size)
+                note = unreadable or colour_note(image)
                 if image.format in ANIMATED and getattr(image, "n_frames", 1) > 1:
                     note = "animated; its first frame is used"
     except Exception as error:      # each of Pillow's forty readers fails in its own way
@@ -52,6 +56,28 @@ def read_image(path: str | Path, size: int) -> Tensor:
     if note:
         warnings.warn(f"{path}: {note}", stacklevel=2)
     return pixels
+
+
+def exif_fault(image: Image.Image) -> str | None:
+    """Asked once more, Pillow takes EXIF that it cannot read for none."""
+    try:
+        image.getexif()
+    except Exception as error:
+        return f"its EXIF data cannot be read ({in_words(error)}); taken as upright"
+    return None
+
+
+def scale_transparency(image: Image.Image) -> None:
+    """A PNG's transparent colour, which Pillow leaves as the file has it, for eight bits. Of 16-bit
+    colours eight bits are left, so that the nearest ones are transparent, too."""
+    key = image.info.get("transparency")
+    if image.format != "PNG" or key is None or not image.tile:
+        return
+    layout = image.tile[0][3]
+    if layout in ("L;2", "L;4"):
+        image.info["transparency"] = key * 255 // (2 ** int(layout[2]) - 1)
+    elif layout == "RGB;16B":
+        image.info["transparency"] = tuple(level >> 8 for level in key)
 
 
 def _why(path: Path, error: Exception) -> str:
@@ -103,8 +129,12 @@ def eight_bits(image: Image.Image) -> Image.Image:
             raise ValueError("holds values that are not finite")
         full = next((full for full in (1, 255, 65535) if high <= 2 * full), high)
     else:
+        if low < 0:
+            raise ValueError("holds negative numbers, or more than 31 bits; save it with 16 bits")
         full = 2 ** bits - 1 if high < 65536 else 2 ** 31 - 1
     grey = wide.point(lambda level: level * (255 / full) + 0.5).convert("L")
+    if image.info.get("negative"):      # a TIFF whose zero is white
+        grey = ImageOps.invert(grey)
     if "transparency" in image.info:
         grey.info["transparency"] = round(image.info["transparency"] * 255 / full)
     return grey

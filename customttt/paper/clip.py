@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ..errors import UserError
 from ..files import keys
+from ..files.checks import divisible, whole, wrong
 from ..files.configs import TEXT_FIXED, check_fixed
 from ..files.reading import fill, read_json, read_weights
 from ..files.tokenizers import read_tokenizer
@@ -75,13 +76,16 @@ def load_clip(path: str | Path, device: torch.device | str = "cpu") -> Embedder:
     if beside.is_file():
         config = read_json(beside)
         for tower in ("text_config", "vision_config"):
-            check_fixed(config.get(tower) or {}, TEXT_FIXED, str(beside))
+            of = config.setdefault(tower, {})
+            if not isinstance(of, dict):
+                raise wrong(tower, of, str(beside), "named entries")
+            check_fixed(of, TEXT_FIXED, str(beside))
     try:
         with torch.device("meta"):
-            clip = CLIP(*architecture(tensors, config))
-    except KeyError as error:
-        raise UserError(f"--clip {file}: not a CLIP as transformers' CLIPModel saves it (no "
-                        f"{error} in it)") from error
+            clip = CLIP(*architecture(tensors, config, str(beside)))
+    except (KeyError, ValueError) as error:     # a tensor is missing, or has other dimensions
+        raise UserError(f"--clip {file}: not a CLIP as transformers' CLIPModel saves it "
+                        f"({error})") from error
     fill(clip, tensors, keys.public_clip, str(file), device)
     return Embedder(clip.eval(), read_tokenizer(
         folder, clip.text_model.config.length, clip.text_model.config.vocabulary))
@@ -105,8 +109,10 @@ def clip_fingerprint(path: Path) -> str:
     return fingerprint([file, *(each for each in (config, *words) if each.is_file())])
 
 
-def architecture(tensors: Mapping, config: dict) -> tuple[TextConfig, VisionConfig, int]:
-    """Text tower, image tower and width of the projection. Raises KeyError for another kind."""
+def architecture(tensors: Mapping, config: dict,
+                 file: str = "config.json") -> tuple[TextConfig, VisionConfig, int]:
+    """Text tower, image tower and width of the projection. Raises KeyError or ValueError for
+    another kind, UserError for what config.json says of it."""
     def shape(key: str) -> tuple[int, ...]:
         return tuple(tensors[key].shape)
 
@@ -114,7 +120,9 @@ def architecture(tensors: Mapping, config: dict) -> tuple[TextConfig, VisionConf
         prefix = f"{name}_model.encoder.layers."
         depth = len({key.removeprefix(prefix).split(".")[0] for key in tensors
                      if key.startswith(prefix)})
-        heads = (config.get(f"{name}_config") or {}).get("num_attention_heads", width // HEAD)
+        heads = whole(config.get(f"{name}_config", {}), "num_attention_heads", file, most=width,
+                      default=max(1, width // HEAD))
+        divisible((width,), heads, "heads", file)
         return {"width": width, "layers": depth, "heads": heads,
                 "inner_width": shape(f"{prefix}0.mlp.fc1.weight")[0]}
 

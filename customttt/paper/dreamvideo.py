@@ -35,7 +35,7 @@ from ..model.clip import TextEncoder
 from ..model.model import Model
 from ..model.unet import UNet
 from ..recipes import Recipe, Setting
-from ..run.data import (OUTPUT, add_data_flags, fingerprint, read_clips, read_images,
+from ..run.data import (OUTPUT, add_data_flags, check_apart, fingerprint, read_clips, read_images,
                         require_motion)
 from ..run.stage import Job, Stage
 from ..sampling import decode_frames, sample_video
@@ -119,20 +119,25 @@ def add_identity_flags(parser: ArgumentParser) -> None:
 
 def prepare_identity(model: Model, settings: dict, args: Namespace) -> Job:
     """Images, and the prompt "a *" with the learned word in it."""
+    check_apart(args.output, [word_file(args.word)], "the word")
     job = read_images(model, settings, args)
-    put_word(model, read_word(args.word))
+    put_word(model, read_word(args.word, model))
     put_identity(model.unet)
     z = job.inputs[0]
     c = model.encode_text([f"a {WORD}"]).expand(len(z), -1, -1)
     return Job((z, c), f"a {WORD}", job.metadata | {
-        "word_sha256": fingerprint([find_lora(args.word, "--word")])})
+        "word_sha256": fingerprint([word_file(args.word)])})
 
 
-def read_word(path: Path) -> Tensor:
-    file = find_lora(path, "--word", "run --stage dreamvideo-word first")
-    tensors = read_tensors(file)
-    if tensors.keys() != {"word"}:
-        raise UserError(f"--word {file}: not what --stage dreamvideo-word trains")
+def word_file(path: Path) -> Path:
+    return find_lora(path, "--word", "run --stage dreamvideo-word first")
+
+
+def read_word(path: Path, model: Model) -> Tensor:
+    file = word_file(path)
+    tensors, (_, width) = read_tensors(file), model.text_encoder.token_embedding.weight.shape
+    if tensors.keys() != {"word"} or tensors["word"].shape != (width,):
+        raise UserError(f"--word {file}: not what --stage dreamvideo-word trains on this model")
     return tensors["word"]
 
 
@@ -171,7 +176,7 @@ def motion_step(unet: UNet, z: Tensor, c: Tensor, a: Tensor, empty: Tensor, sett
 
 def load_dreamvideo(model: Model, word: Path, identity: Path, motion: Path) -> None:
     """What the three stages trained, all on the model."""
-    put_word(model, read_word(word))
+    put_word(model, read_word(word, model))
     put_identity(model.unet)
     tensors = {kind: read_tensors(find_lora(path, kind)) for kind, path in (
         ("identity", identity), ("motion", motion))}
@@ -179,10 +184,14 @@ def load_dreamvideo(model: Model, word: Path, identity: Path, motion: Path) -> N
                                  if name.endswith("condition_linear.weight")), 1))
     for kind, path in (("identity", identity), ("motion", motion)):
         parameters = adapter_parameters(model.unet, kind)
-        if parameters.keys() != tensors[kind].keys():
+        if shapes(parameters) != shapes(tensors[kind]):
             raise UserError(f"{path}: not what --stage dreamvideo-{kind} trains on this model")
         for name, parameter in parameters.items():
             parameter.data.copy_(tensors[kind][name])
+
+
+def shapes(tensors: dict[str, Tensor]) -> dict[str, torch.Size]:
+    return {name: tensor.shape for name, tensor in tensors.items()}
 
 
 def sample_dreamvideo(model: Model, prompt: str, a: Tensor, guidance: float,

@@ -32,12 +32,14 @@ from ..errors import UserError, check_writable, in_words, run
 from ..files.reading import write_json
 from ..media.clips import as_frames, to_images
 from ..media.find import IMAGE_ENDINGS, find_files
+from ..media.images import image_formats
 from ..media.videos import ANIMATED, read_video
 from ..run.options import device_named
 from .clip import Embedder, load_clip
 from .tracks import FILES, SIDE, TRACKERS, read_tracks
 
 LEAST_TRAVEL = 2.5      # pixels: a track that never leaves its start by more is background
+MOST_FPS = 1000
 LOVEU_SIDE = 480        # pixels, square, that LOVEU's script resizes frames to
 
 
@@ -147,7 +149,7 @@ def read_frames(path: Path) -> list[Image.Image]:
         with contextlib.suppress(UnidentifiedImageError), \
                 Image.open(path, formats=ANIMATED) as image:
             return [frame.convert("RGB") for frame in ImageSequence.Iterator(image)]
-        with av.open(str(path)) as container:
+        with av.open(f"file:{path}") as container:
             return [frame.to_image() for frame in container.decode(video=0)]
     except Exception as error:      # each of their many readers fails in its own way
         raise UserError(f"{path}: not a video that can be read ({in_words(error)})") from error
@@ -156,7 +158,8 @@ def read_frames(path: Path) -> list[Image.Image]:
 def open_image(path: Path) -> Image.Image:
     """An image as the reference opens it."""
     try:
-        with warnings.catch_warnings(), Image.open(path) as image:
+        with warnings.catch_warnings(), Image.open(
+                path, formats=image_formats()) as image:
             warnings.simplefilter("ignore")
             return image.convert("RGB")
     except Exception as error:
@@ -212,6 +215,8 @@ def parse() -> argparse.Namespace:
     if args.images and args.definition == "loveu":
         raise UserError("--images: LOVEU has no score against images; leave out "
                         "--images or --definition loveu")
+    if not 0 < args.fps <= MOST_FPS:
+        raise UserError(f"--fps {args.fps:g}: must be above 0, at most {MOST_FPS}")
     device_named(args.device)
     return args
 

@@ -71,7 +71,7 @@ def tiny_pairs(kind: str) -> list[tuple[str, str]]:
 
 def read_pairs(path: Path) -> list[tuple[str, str]]:
     try:
-        lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
+        lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines()]
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"--pairs {path}: cannot be read as text ({error})") from error
     pairs = [tuple(part.strip() for part in line.split("|")) for line in lines if line]
@@ -194,11 +194,10 @@ def main() -> None:
         model, _ = open_model(args)
         settings = chosen_settings(args, SAMPLED, model)
 
-    jobs = []
+    jobs, judged = [], {"judge": clip_fingerprint(args.clip), "tracker": args.tracker}
     for k, pair in enumerate(pairs):
         seed = stream_seed(args.seed, f"probe {k}")
-        told = {"pair": pair, "first": first, "noise": seed, "sampled": settings,
-                "judge": clip_fingerprint(args.clip), "tracker": args.tracker}
+        told = {"pair": pair, "first": first, "noise": seed, "sampled": settings} | judged
         probe = partial(probe_pair, model, embedder, pair, first, settings, seed, args.tracker)
         jobs.append(partial(probe_once, cache, told, probe, k < GRIDS))
     folders = shared(jobs, f"{args.kind} pairs")
@@ -206,7 +205,8 @@ def main() -> None:
         return
     scores = [read_json(folder / "scores.json") for folder in folders]
     result = {"name": f"probe-{args.kind}", "seed": args.seed, "kind": args.kind, "first": first,
-              "made of": cache.told | settings, "pairs": list(zip(pairs, scores))}
+              "made of": cache.told | settings, "scored with": judged,
+              "pairs": list(zip(pairs, scores))}
     print(table(result))
     write_result(result, args.output, "customttt.paper.probe", folders)
     draw(result, folders, args.output)

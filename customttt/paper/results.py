@@ -106,10 +106,10 @@ def main() -> None:
              "it, each by the command above its table.", ""]
     for name in sorted(found, key=lambda name: [*TITLES, name].index(name)):
         lines += section(TITLES.get(name, name), *found[name], args.kept)
-    page = args.kept.with_suffix(".md")
+    page = args.kept.resolve().with_name(f"{args.kept.resolve().name}.md")
     with writing(page) as temporary:
         temporary.write_text("\n".join(lines), encoding="utf-8")
-    print(f"written: {page}")
+    print(f"written: {args.kept}.md")
 
 
 if __name__ == "__main__":

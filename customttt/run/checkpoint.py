@@ -1,6 +1,7 @@
 """checkpoint.pt of a run: everything that a resumed run needs to be the same run, bit for bit."""
 
 import json
+import re
 from pathlib import Path
 
 import torch
@@ -12,6 +13,7 @@ from ..files.checks import is_whole
 from ..files.reading import save_pickled
 
 CHECKPOINT = "checkpoint.pt"
+OF_A_RUN = r"checkpoint\.pt|adapter(-\d{6,})?\.safetensors|sheet-\d{6,}\.(png|gif)"
 OTHERS = {"base_weights": "another model", "data_sha256": "other data or captions"}
 
 
@@ -127,9 +129,9 @@ def start_afresh(folder: Path) -> None:
     """An empty log, and nothing left of an earlier run."""
     with writing(folder / "log.jsonl"):
         pass
-    for old in (folder / CHECKPOINT, folder / "adapter.safetensors",
-                *folder.glob("adapter-[0-9]*.safetensors"), *folder.glob("sheet-[0-9]*.*")):
-        old.unlink(missing_ok=True)
+    for old in folder.iterdir():
+        if re.fullmatch(OF_A_RUN, old.name):
+            old.unlink()
 
 
 def _cut_log(path: Path, step: int) -> None:

@@ -99,8 +99,7 @@ def read_data(model: Model, args: Namespace, example: str, what: str, endings: s
             raise UserError(f"--data: name the {what}s to learn from")
         print(f"data: {given[0]}, the model's own example")
     files = find_files(given, endings, what)
-    if args.output.resolve() in {file.resolve().parent for file in files}:
-        raise UserError(f"--output {args.output}: holds the {what}s to learn from; give another")
+    check_apart(args.output, files, f"the {what}s")
     prompts = prompts_of(args.prompt, files)
     pixels = torch.stack([read(file) for file in tqdm(files, desc=f"{what}s", leave=False)])
     if not args.resume:     # what is learned from, as the model sees it: a row of squares
@@ -109,6 +108,12 @@ def read_data(model: Model, args: Namespace, example: str, what: str, endings: s
     return Job((encode(model, pixels, args.seed), model.encode_text(prompts)),
                prompts[0] if args.prompt is None else args.prompt,
                {"data_sha256": fingerprint(files, prompts)})
+
+
+def check_apart(output: Path, files: Sequence[Path], what: str) -> None:
+    """Raise UserError where a new run would remove, or write over, what it learns from."""
+    if output.resolve() in {file.resolve().parent for file in files}:
+        raise UserError(f"--output {output}: holds {what} to learn from; give another")
 
 
 def put_fresh_lora(model: Model, settings: dict, kind: str) -> dict:
@@ -124,6 +129,7 @@ def prepare_ttt(model: Model, settings: dict, args: Namespace) -> Job:
     metadata, above = {}, []
     for kind, given in (("spatial", args.spatial), ("temporal", args.temporal)):
         file = find_lora(given, f"--{kind}", f"run --stage {kind} first")
+        check_apart(args.output, [file], f"the {kind} LoRA")
         load_lora(model.unet, file, name=f"{kind}_teacher")
         read = load_lora(model.unet, file, name=kind, dropout=settings["dropout"]).metadata
         if read.get("kind") != kind:

@@ -10,8 +10,8 @@ from ..errors import UserError
 from ..model.model import Model
 
 # Numbers held at the peak for each number of the first layer's features (of the VAE's, for each of
-# its widest): three quarters of what was measured at full size (docs/performance.md), so
-# that nothing that fits is refused. The tiny model holds more.
+# its widest): three quarters of what was measured at full size (docs/performance.md), so that
+# nothing that fits is refused. The tiny model holds more.
 SAMPLING, TRAINING, CHECKPOINTED, DECODING = 10, 230, 190, 10
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3     # of glibc's malloc.h

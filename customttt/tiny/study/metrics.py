@@ -19,7 +19,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ...errors import run
+from ...errors import UserError, run
 from ...media.clips import as_frames
 from ...paper import tables
 from ...paper.intervals import bootstrap, pearson, spearman
@@ -86,6 +86,8 @@ def main() -> None:
                         help="groups of which the model's own clips count too (default: none)")
     tables.add_flags(parser)
     args = parser.parse_args()
+    if args.sampled < 0:
+        raise UserError(f"--sampled {args.sampled}: must be 0 or more")
     tables.check(args)
     groups = write_protocol(args.output / PROTOCOL)
     units = [*tables.units_of(spread(Path(args.model)), groups),

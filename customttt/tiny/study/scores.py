@@ -1,8 +1,8 @@
 """How good a clip of the tiny world is, where its subject, motion and scene are known.
 
-  identity     how much of the subject's colours is right: 1 - half the L1 distance between two
-               palettes (shares of the subject's pixels nearest to each colour), the clip's and the
-               rendered truth's
+  identity     how much of the subject's colours is right: what two palettes (shares of the
+               subject's pixels nearest to each colour) have in common, the clip's and the rendered
+               truth's
   motion       agreement of the measured trajectory with the true one (`trajectory_agreement`)
   CLIP-T       mean cosine of the embeddings of the frames and of the truth's caption, which names
                the colours that the prompt leaves to the images
@@ -95,7 +95,7 @@ def score(judge: Judge, combination: Combination, frames: Tensor, seed: int) -> 
     path = Clip(subject, motion, combination.scene, (32.0, 32.0), 14.0, 0.0, 0).trajectory()
     embedded = judge.embed_frames(frames)
     chosen = judge.choices(frames, subject, combination.scene)
-    return {"identity": 1 - (palette(frames) - true_palette).abs().sum().item() / 2,
+    return {"identity": torch.minimum(palette(frames), true_palette).sum().item(),
             "motion": trajectory_agreement(measure_trajectory(frames), path[:len(frames), :3]),
             "CLIP-T": clip_t(embedded, judge.embed_captions([combination.caption])[0]),
             "words": ((chosen["kind"] == subject.kind)

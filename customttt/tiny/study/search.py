@@ -28,14 +28,21 @@ from .study import scorers
 JOINED = "joined, no ttt"
 
 
-def rows_of(what: str, settings: list[str], spatial: list[str], temporal: list[str]) -> list[Row]:
+def words(flags: str) -> tuple[str, ...]:
+    try:
+        return tuple(shlex.split(flags))
+    except ValueError as error:
+        raise UserError(f"settings {flags}: not flags as a shell reads them ({error})") from error
+
+
+def rows_of(what: str, settings: list[str], spatial: str = "", temporal: str = "") -> list[Row]:
     """A row for each setting; of ttt also the two joined as they are."""
-    joined = Row(JOINED, subject_flags=tuple(spatial), motion_flags=tuple(temporal))
+    joined = Row(JOINED, subject_flags=words(spatial), motion_flags=words(temporal))
     if what == "spatial":
-        return [Row(each.strip() or "as it is", motion=(), subject_flags=tuple(shlex.split(each)))
+        return [Row(each.strip() or "as it is", motion=(), subject_flags=words(each))
                 for each in settings]
     if what == "temporal":
-        return [Row(each.strip() or "as it is", subject=(), motion_flags=tuple(shlex.split(each)))
+        return [Row(each.strip() or "as it is", subject=(), motion_flags=words(each))
                 for each in settings]
     if what == "joined":
         try:
@@ -43,7 +50,7 @@ def rows_of(what: str, settings: list[str], spatial: list[str], temporal: list[s
                     for each in settings]
         except ValueError as error:
             raise UserError(f"settings {shlex.join(settings)}: scales are numbers") from error
-    return [joined, *(replace(joined, name=each.strip() or "as it is", ttt=tuple(shlex.split(each)))
+    return [joined, *(replace(joined, name=each.strip() or "as it is", ttt=words(each))
                       for each in settings)]
 
 
@@ -73,7 +80,7 @@ def main() -> None:
     if not args.settings:
         raise UserError("settings: give at least one")
     tables.check(args)
-    rows = rows_of(args.what, args.settings, shlex.split(args.spatial), shlex.split(args.temporal))
+    rows = rows_of(args.what, args.settings, args.spatial, args.temporal)
     pairs = [(row.name, JOINED) for row in rows[1:]] if args.what == "ttt" else []
     tables.make(args, f"search-{args.what}", tables.units_of(rows, groups_of(args)),
                 scorers(args), pairs, "customttt.tiny.study.search")

@@ -142,7 +142,7 @@ def main() -> None:
     search.add_flags(parser)
     args = parser.parse_args()
     tables.check(args)
-    rows = search.rows_of("ttt", args.settings or [""], [], [])[1:]     # all have a student
+    rows = search.rows_of("ttt", args.settings or [""])[1:]     # all have a student
     tables.make(args, "student", tables.units_of(rows, search.groups_of(args)),
                 [student_scorer(args)], [], "customttt.tiny.study.student")
 
