@@ -33,12 +33,17 @@ def page(tmp_path, monkeypatch):
     return page
 
 
-def test_probes_of_two_judges_are_not_one_table(tmp_path, page):
-    scores = {name: [0.2, 0.1] for name in probe.conditions(6)}
-    for seed in (0, 1):
-        write_result({"name": "probe-subject", "seed": seed, "kind": "subject", "first": 6,
-                      "scored with": {"judge": seed}, "pairs": [[["a cat", "a dog"], scores]]},
-                     tmp_path / "made", "customttt.paper.probe", [])
+def test_a_pair_of_two_seeds_counts_once_and_two_judges_are_not_one_table(tmp_path, page):
+    def write(judges):
+        for seed, judge in enumerate(judges):
+            scores = {name: [0.2 + seed / 10, 0.1] for name in probe.conditions(6)}
+            write_result({"name": "probe-subject", "seed": seed, "kind": "subject", "first": 6,
+                          "scored with": {"judge": judge}, "pairs": [[["a cat", "a dog"], scores]]},
+                         tmp_path / "made", "customttt.paper.probe", [])
+    write("aa")
+    written = page()
+    assert "1 pairs." in written and "| none | 0.2500 | +0.0000 |" in written
+    write("ab")
     with pytest.raises(UserError, match="\"scored with\" is not that of the other seeds'"):
         page()
 

@@ -44,6 +44,15 @@ def sameness(result: dict) -> dict:
     return {key: result.get(key) for key in SAME} | {"made of": made}
 
 
+def once(pairs: list) -> list:
+    """Each pair once, with the mean of its scores: those of two seeds do not count as two."""
+    found: dict[tuple, list[dict]] = {}
+    for pair, scores in pairs:
+        found.setdefault(tuple(pair), []).append(scores)
+    return [[pair, {name: [sum(each) / len(each) for each in zip(*(of[name] for of in seeds))]
+                    for name in seeds[0]}] for pair, seeds in found.items()]
+
+
 def read_results(kept: Path) -> dict[str, tuple[dict, list[dict]]]:
     """By name: the result, that of all seeds together, and how each was made."""
     found: dict[str, tuple[dict, list[dict]]] = {}
@@ -59,6 +68,8 @@ def read_results(kept: Path) -> dict[str, tuple[dict, list[dict]]]:
                     raise UserError(f"{file}: \"{key}\" is not that of the other seeds' results; "
                                     f"make all with the same model, flags and version")
             first[items] += result[items]
+            if items == "pairs":
+                first[items] = once(first[items])
             runs.append(told)
         else:
             found[result["name"]] = result, [told]
