@@ -123,7 +123,7 @@ def writing(path: str | Path):
     place of a file and the like become a UserError that names `path`.
     """
     path, target = Path(path), Path(os.path.realpath(path))
-    if target.exists() and not (target.is_file() or target.is_dir()):
+    if os.path.exists(target) and not (os.path.isfile(target) or os.path.isdir(target)):
         raise UserError(f"{path}: is a pipe or a device; name a file")
     temporary = None
     try:

@@ -190,6 +190,14 @@ def test_exif_that_cannot_be_read_is_said(tmp_path):
         assert has(read_image(tmp_path / "a.png", 16), RED, 1)
 
 
+def test_a_png_with_a_wrong_byte_is_refused(tmp_path):
+    Image.effect_noise((40, 40), 60).save(tmp_path / "a.png")
+    content = bytearray((tmp_path / "a.png").read_bytes())
+    content[content.index(b"IDAT") + 500] ^= 255
+    with pytest.raises(UserError, match=r"a\.png: not an image that can be read"):
+        read_image(write(tmp_path / "a.png", content), 16)
+
+
 def test_more_than_31_bits_are_refused(tmp_path):
     Image.new("I", (40, 40), -5).save(tmp_path / "a.tif")
     with pytest.raises(UserError, match="save it with 16 bits"):

@@ -64,6 +64,7 @@ def test_streams_are_as_before_after_a_command(capsys):
 def test_a_closed_terminal_ends_no_run(tmp_path):
     (tmp_path / "a.py").write_text(
         "import os, signal\nfrom customttt.errors import run\n"
+        "signal.signal(signal.SIGHUP, signal.SIG_DFL)\n"
         "run(lambda: (os.kill(os.getpid(), signal.SIGHUP), print('still here')))")
     ended = subprocess.run([sys.executable, tmp_path / "a.py"], text=True, capture_output=True,
                            env=os.environ | {"PYTHONPATH": str(ROOT)})

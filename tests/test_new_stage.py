@@ -12,7 +12,7 @@ import train
 from customttt import recipes
 from customttt.errors import UserError, writing
 from customttt.losses import noise_loss, spatial_loss
-from customttt.run.data import add_data_flags, prepare_spatial
+from customttt.run.data import add_data_flags, read_images
 from customttt.run.stage import Job, Stage
 from customttt.stages import STAGES
 
@@ -25,7 +25,7 @@ def inversion_step(unet, z, c, settings, draw, backward):
 
 
 def prepare_inversion(model, settings, args) -> Job:
-    job = prepare_spatial(model, settings | {"spatial_layers": (), "rank": 1}, args)
+    job = read_images(model, settings, args)
     model.unet.embedding = nn.Parameter(job.inputs[1][:1].clone())
     return job
 

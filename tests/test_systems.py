@@ -202,7 +202,7 @@ def test_dreamvideo_samples_what_was_trained(model, tmp_path):
     """Through its three files; the subject's image counts."""
     arguments = {"steps": 2, "frames": 2, "size": 32, "seed": 1}
     learn_word(model, tmp_path / "word")
-    dreamvideo.put_word(model, dreamvideo.read_word(tmp_path / "word"))
+    dreamvideo.put_word(model, dreamvideo.read_word(tmp_path / "word", model))
     adapters.put_identity(model.unet)
     adapters.put_motion(model.unet, 5)
     for kind in ("identity", "motion"):

@@ -9,7 +9,8 @@ from .checks import number, shortened, wrong
 from .reading import read_json
 
 MOST_ALPHA, LONGEST_PATTERN = 1e6, 500
-STARTS = ("pissa", "olora", "corda")    # of init_lora_weights: they take their start off the base
+# Of init_lora_weights: such an adapter's start was taken off the base model's weights.
+STARTS = ("pissa", "olora", "corda", "lora_ga")
 
 
 def peft_config(path: Path, metadata: dict[str, str], by_peft: bool, notes: list[str]) -> dict:

@@ -45,8 +45,9 @@ def read_image(path: str | Path, size: int) -> Tensor:
                 tags = getattr(image, "tag_v2", {})                         # of a TIFF
                 image.info |= {"bits": max(tags.get(258, (16,))), "negative": tags.get(262) == 0}
                 scale_transparency(image)
-                unreadable = exif_fault(image)
                 image.draft("RGB", (4 * size, 4 * size))    # a JPEG may decode at a smaller scale
+                image.load()        # else a PNG's EXIF would, and its faults would be EXIF's
+                unreadable = exif_fault(image)
                 pixels = to_square(ImageOps.exif_transpose(image), size)
                 note = unreadable or colour_note(image)
                 if image.format in ANIMATED and getattr(image, "n_frames", 1) > 1:

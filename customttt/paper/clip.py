@@ -84,8 +84,9 @@ def load_clip(path: str | Path, device: torch.device | str = "cpu") -> Embedder:
         with torch.device("meta"):
             clip = CLIP(*architecture(tensors, config, str(beside)))
     except (KeyError, ValueError) as error:     # a tensor is missing, or has other dimensions
+        why = f"no {error} in it" if isinstance(error, KeyError) else error
         raise UserError(f"--clip {file}: not a CLIP as transformers' CLIPModel saves it "
-                        f"({error})") from error
+                        f"({why})") from error
     fill(clip, tensors, keys.public_clip, str(file), device)
     return Embedder(clip.eval(), read_tokenizer(
         folder, clip.text_model.config.length, clip.text_model.config.vocabulary))

@@ -31,6 +31,7 @@ def start_ranks(device: str) -> None:
     if "LOCAL_RANK" in os.environ:
         return
     os.environ["OMP_NUM_THREADS"] = "1"
+    os.environ.setdefault("PET_SIGNALS_TO_HANDLE", "SIGTERM,SIGINT,SIGQUIT")    # no closed terminal
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
     try:
         torchrun.main(["--standalone", "--nproc-per-node", str(LOCAL), "-m", "--", module,

@@ -9,6 +9,7 @@ and where the two differ in sign, or an interval is too wide to tell, the page s
 """
 
 import argparse
+import os
 import shutil
 from pathlib import Path
 
@@ -68,14 +69,15 @@ def read_results(kept: Path) -> dict[str, tuple[dict, list[dict]]]:
                     raise UserError(f"{file}: \"{key}\" is not that of the other seeds' results; "
                                     f"make all with the same model, flags and version")
             first[items] += result[items]
-            if items == "pairs":
-                first[items] = once(first[items])
             runs.append(told)
         else:
             found[result["name"]] = result, [told]
     if not found:
         raise UserError(f"{kept}: no results there; make some, for example with "
                         f"python -m customttt.paper.probe subject")
+    for result, _ in found.values():
+        if "pairs" in result:
+            result["pairs"] = once(result["pairs"])
     return found
 
 
@@ -111,16 +113,17 @@ def main() -> None:
     parser.add_argument("--made", type=Path, default=OUTPUT, metavar="FOLDER")
     parser.add_argument("--kept", type=Path, default=KEPT, metavar="FOLDER")
     args = parser.parse_args()
-    copy(args.made, args.kept)
-    found = read_results(args.kept)
+    kept = Path(os.path.abspath(args.kept))     # "." has a name, too
+    copy(args.made, kept)
+    found = read_results(kept)
     lines = ["# Results", "", "Made by `python -m customttt.paper.results` from the files beside "
              "it, each by the command above its table.", ""]
     for name in sorted(found, key=lambda name: [*TITLES, name].index(name)):
-        lines += section(TITLES.get(name, name), *found[name], args.kept)
-    page = args.kept.resolve().with_name(f"{args.kept.resolve().name}.md")
+        lines += section(TITLES.get(name, name), *found[name], kept)
+    page = kept.with_name(f"{kept.name}.md")
     with writing(page) as temporary:
         temporary.write_text("\n".join(lines), encoding="utf-8")
-    print(f"written: {args.kept}.md")
+    print(f"written: {page}")
 
 
 if __name__ == "__main__":

@@ -149,11 +149,10 @@ def text(result: dict) -> str:
 
 
 def unfollowed_text(result: dict) -> str:
-    """Of each row, the clips whose motion fidelity is 0 in both forms."""
-    columns = [k for k, metric in enumerate(result["metrics"]) if "motion fidelity" in metric]
-    counts = dict.fromkeys(result["rows"], 0)
+    """Of each row, the clips whose motion fidelity is 0: no point was followed, or none moved."""
+    column, counts = result["metrics"].index("motion fidelity"), dict.fromkeys(result["rows"], 0)
     for row, _, _, scores in result["clips"]:
-        counts[row] += not any(scores[k] for k in columns)
+        counts[row] += scores[column] == 0
     return ("Clips in which no moving point was followed, so that motion fidelity is 0: "
             + (", ".join(f"*{row}* {count}" for row, count in counts.items() if count) or "none")
             + ".")

@@ -130,8 +130,13 @@ def start_afresh(folder: Path) -> None:
     with writing(folder / "log.jsonl"):
         pass
     for old in folder.iterdir():
-        if re.fullmatch(OF_A_RUN, old.name):
+        if is_of_a_run(old):
             old.unlink()
+
+
+def is_of_a_run(path: Path) -> bool:
+    """Whether a run gives its files such names, and so removes or replaces what has one."""
+    return re.fullmatch(OF_A_RUN, path.name) is not None
 
 
 def _cut_log(path: Path, step: int) -> None:

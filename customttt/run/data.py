@@ -6,7 +6,7 @@ Axes: n images or clips, f frames, H W pixels, h w latent rows and columns.
 import hashlib
 import warnings
 from argparse import ArgumentParser, Namespace
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
@@ -27,6 +27,7 @@ from ..media.images import read_image, to_square
 from ..media.videos import read_video
 from ..model.model import Model
 from ..sampling import latent_shape
+from .checkpoint import is_of_a_run
 from .stage import Job
 
 OUTPUT = Path("output")
@@ -110,9 +111,10 @@ def read_data(model: Model, args: Namespace, example: str, what: str, endings: s
                {"data_sha256": fingerprint(files, prompts)})
 
 
-def check_apart(output: Path, files: Sequence[Path], what: str) -> None:
+def check_apart(output: Path, files: Iterable[Path], what: str) -> None:
     """Raise UserError where a new run would remove, or write over, what it learns from."""
-    if output.resolve() in {file.resolve().parent for file in files}:
+    folder = output.resolve()
+    if any(folder in (file.parent.resolve(), file.resolve().parent) for file in files):
         raise UserError(f"--output {output}: holds {what} to learn from; give another")
 
 
@@ -129,7 +131,7 @@ def prepare_ttt(model: Model, settings: dict, args: Namespace) -> Job:
     metadata, above = {}, []
     for kind, given in (("spatial", args.spatial), ("temporal", args.temporal)):
         file = find_lora(given, f"--{kind}", f"run --stage {kind} first")
-        check_apart(args.output, [file], f"the {kind} LoRA")
+        check_apart(args.output, filter(is_of_a_run, [file]), f"the {kind} LoRA")
         load_lora(model.unet, file, name=f"{kind}_teacher")
         read = load_lora(model.unet, file, name=kind, dropout=settings["dropout"]).metadata
         if read.get("kind") != kind:

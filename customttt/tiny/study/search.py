@@ -28,16 +28,17 @@ from .study import scorers
 JOINED = "joined, no ttt"
 
 
-def words(flags: str) -> tuple[str, ...]:
+def words(flags: str, of: str = "settings") -> tuple[str, ...]:
     try:
         return tuple(shlex.split(flags))
     except ValueError as error:
-        raise UserError(f"settings {flags}: not flags as a shell reads them ({error})") from error
+        raise UserError(f"{of} {flags}: not flags as a shell reads them ({error})") from error
 
 
 def rows_of(what: str, settings: list[str], spatial: str = "", temporal: str = "") -> list[Row]:
     """A row for each setting; of ttt also the two joined as they are."""
-    joined = Row(JOINED, subject_flags=words(spatial), motion_flags=words(temporal))
+    joined = Row(JOINED, subject_flags=words(spatial, "--spatial"),
+                 motion_flags=words(temporal, "--temporal"))
     if what == "spatial":
         return [Row(each.strip() or "as it is", motion=(), subject_flags=words(each))
                 for each in settings]
