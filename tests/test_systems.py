@@ -236,9 +236,9 @@ def test_it_learns(model, tmp_path, name):
     stage = systems.COMPARED[name]
     settings = stage.recipe.values(model.unet) | SMALL | {"switch_off": 0.0, "drop_text": 0.0}
     if name == "dreamvideo-identity":
-        learn_word(model, tmp_path)
+        learn_word(model, tmp_path / "word")
     args = Namespace(data=None, model=TINY, prompt=None, resume=False, seed=0, output=tmp_path,
-                     word=tmp_path, clip=TINY / "clip")
+                     word=tmp_path / "word", clip=TINY / "clip")
     job = stage.prepare(model, settings, args)
     parameters = stage.parameters(model)
     optimizer = Lion(stage.groups(parameters, settings) or parameters.values(), 1e-3)

@@ -2,6 +2,7 @@
 
 import io
 import math
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -57,17 +58,19 @@ def draw_grid(clips: Path, rows: Sequence[str], title: str, path: Path) -> None:
 def draw_dots(columns: dict[str, dict[str, tuple[float, float]]], title: str, path: Path) -> None:
     """A table: for each metric, a dot with its interval a row; mean and half by metric and row."""
     lines, across = math.ceil(len(columns) / ACROSS), min(len(columns), ACROSS)
+    names = [textwrap.fill(row, 40, break_on_hyphens=False) for row in next(iter(columns.values()))]
+    height = 0.15 + 0.15 * (1 + max(name.count("\n") for name in names))       # of a row, in inches
     figure, every = pyplot().subplots(
         lines, across, sharey=True, squeeze=False, layout="constrained",
-        figsize=(2 + 2.2 * across, lines * (0.8 + 0.3 * len(next(iter(columns.values()))))))
+        figsize=(2 + 2.2 * across, lines * (0.8 + height * len(names))))
     for axes in every.flat[len(columns):]:
         axes.remove()
     for axes, (metric, rows) in zip(every.flat, columns.items()):
         places = range(len(rows), 0, -1)        # the first row on top
         axes.errorbar([mean for mean, _ in rows.values()], places, fmt="o", capsize=3,
                       xerr=[half if half == half else 0 for _, half in rows.values()])
-        axes.set_yticks(places, list(rows))
-        axes.set_title(metric, fontsize="medium")
+        axes.set_yticks(places, names)
+        axes.set_title(textwrap.fill(metric, 18), fontsize="medium")
         axes.grid(axis="x", alpha=0.3)
     figure.suptitle(title)
     save(figure, path)
