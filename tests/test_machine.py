@@ -12,8 +12,8 @@ import pytest
 import torch
 from test_bad_input import adapters, assert_refused, call, place, written    # noqa: F401
 
-import customttt.errors
 from customttt.errors import UserError, clear_leftovers, run, writing
+from customttt.errors.disk import UNFINISHED
 from customttt.files.random_model import random_model
 from customttt.media.find import caption_beside
 from customttt.recipes import SPATIAL, TEMPORAL
@@ -290,4 +290,4 @@ def test_a_sheet_that_a_kill_left_undrawn_is_drawn(call, place):
 
 
 def test_unfinished_files_have_one_name():
-    assert customttt.errors.UNFINISHED == ".writing-"
+    assert UNFINISHED == ".writing-"

@@ -158,8 +158,7 @@ def read_frames(path: Path) -> list[Image.Image]:
 def open_image(path: Path) -> Image.Image:
     """An image as the reference opens it."""
     try:
-        with warnings.catch_warnings(), Image.open(
-                path, formats=image_formats()) as image:
+        with warnings.catch_warnings(), Image.open(path, formats=image_formats()) as image:
             warnings.simplefilter("ignore")
             return image.convert("RGB")
     except Exception as error:
@@ -213,8 +212,8 @@ def parse() -> argparse.Namespace:
     if args.tracks and args.reference is None:
         raise UserError("--tracks: are held against those of --reference, which is not given")
     if args.images and args.definition == "loveu":
-        raise UserError("--images: LOVEU has no score against images; leave out "
-                        "--images or --definition loveu")
+        raise UserError("--images: LOVEU has no score against images; leave out --images or "
+                        "--definition loveu")
     if not 0 < args.fps <= MOST_FPS:
         raise UserError(f"--fps {args.fps:g}: must be above 0, at most {MOST_FPS}")
     device_named(args.device)
