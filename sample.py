@@ -12,19 +12,20 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from customttt.errors import UserError, check_writable, run
+from customttt.errors import UserError, check_writable, run_command
 from customttt.files.keys import is_motion
 from customttt.files.lora_files import find_lora, load_lora
 from customttt.lora import merge_lora
-from customttt.media.clips import check_ending, check_fps, write_video
+from customttt.media.clips import check_ending, check_fps, write_frames
 from customttt.model.model import Model
 from customttt.recipes import SAMPLING
-from customttt.run.data import require_motion, say_base
+from customttt.run.data import OUTPUT
 from customttt.run.memory import keep_freed_memory
-from customttt.run.options import add_model_flags, add_recipe_flags, chosen_settings, open_model
+from customttt.run.options import (add_model_flags, add_recipe_flags, chosen_settings, open_model,
+                                   require_motion, say_base)
 from customttt.sampling import decode_frames, sample_latents
 
-JOINED = Path("output/ttt")
+JOINED = OUTPUT / "ttt"
 
 
 def parse() -> argparse.Namespace:
@@ -32,7 +33,8 @@ def parse() -> argparse.Namespace:
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     add_model_flags(parser)
     parser.add_argument("--lora", nargs="*", action="extend", metavar="FILE[:SCALE]",
-                        help="LoRA files, or folders that train.py wrote (default: output/ttt)")
+                        help="LoRA files, or folders that train.py wrote (default: output/ttt; "
+                        "--lora alone: none)")
     parser.add_argument("--prompt", help="default: the one that the last LoRA was trained for")
     parser.add_argument("--negative-prompt", default="")
     parser.add_argument("--output", type=Path, default=Path("output/sample.mp4"), metavar="FILE")
@@ -70,7 +72,7 @@ def main() -> None:
     if not z.isfinite().all():
         raise UserError("--precision: the video is not finite; try fp32, or a smaller scale of "
                         "--lora")
-    write_video(decode_frames(model, z), args.output, settings["fps"])
+    write_frames(decode_frames(model, z), args.output, settings["fps"])
     print(f"written: {args.output}")
 
 
@@ -108,4 +110,4 @@ def split_scale(text: str) -> tuple[Path, float]:
 
 if __name__ == "__main__":
     keep_freed_memory()
-    run(main)
+    run_command(main)

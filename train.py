@@ -12,7 +12,7 @@ with its source by `python train.py --stage STAGE --help`.
 import argparse
 import contextlib
 
-from customttt.errors import UserError, run
+from customttt.errors import UserError, run_command
 from customttt.paper.systems import COMPARED
 from customttt.run.checkpoint import CHECKPOINT, check_folder
 from customttt.run.data import OUTPUT
@@ -51,8 +51,10 @@ def main() -> None:
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     first.add_argument("--stage", choices=[*STAGES, *COMPARED])
     chosen = first.parse_known_args()[0].stage
-    if chosen is None and parse(None).output is not None:       # flags that all stages share, only
-        raise UserError("--output: goes with --stage")
+    if chosen is None:
+        shared = parse(None)        # raises for a flag that one stage alone has
+        if shared.output is not None:
+            raise UserError("--output: goes with --stage")
     runs = []
     for stage in STAGES.values() if chosen is None else [(STAGES | COMPARED)[chosen]]:
         args = parse(stage)
@@ -65,8 +67,8 @@ def main() -> None:
         for stage, args in runs:        # the last folder, too, before the first stage trains
             held.enter_context(locked(args.output))
             check_folder(args.output, stage.kind, args.resume)
-        for stage, args in runs:        # what --resume finds after a stop is of this command
-            if chosen is None and not args.resume:
+        for stage, args in runs:
+            if chosen is None and not args.resume:      # else a later --resume would find it
                 (args.output / CHECKPOINT).unlink(missing_ok=True)
         for stage, args in runs:
             if chosen is None:
@@ -77,4 +79,4 @@ def main() -> None:
 
 if __name__ == "__main__":
     keep_freed_memory()
-    run(main)
+    run_command(main)

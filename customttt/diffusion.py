@@ -10,9 +10,9 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 from torch import Tensor
 
-STEPS = 1000
+TIMESTEPS = 1000    # of the noise schedule; other "steps" are of training or of DDIM
 # AnimateDiff's schedule: linear betas, where Stable Diffusion itself has them linear in the root.
-BETAS = torch.linspace(0.00085, 0.012, STEPS, dtype=torch.float32)
+BETAS = torch.linspace(0.00085, 0.012, TIMESTEPS, dtype=torch.float32)
 ALPHA_BARS = torch.cumprod(1 - BETAS, dim=0)
 
 
@@ -35,9 +35,9 @@ def add_noise(z: Tensor, eps: Tensor, t: Tensor, t_from: int = -1) -> Tensor:
 
 def ddim_timesteps(steps: int) -> list[int]:
     """`steps` timesteps, largest first: 25 -> 961, 921, ..., 1 (spacing "leading", offset 1)."""
-    if not 1 <= steps < STEPS:
-        raise ValueError(f"steps: 1 to {STEPS - 1}; got {steps}")
-    return [k * (STEPS // steps) + 1 for k in reversed(range(steps))]
+    if not 1 <= steps < TIMESTEPS:
+        raise ValueError(f"steps: 1 to {TIMESTEPS - 1}; got {steps}")
+    return [k * (TIMESTEPS // steps) + 1 for k in reversed(range(steps))]
 
 
 def ddim_step(eps: Tensor, t: int, t_prev: int, x_t: Tensor) -> Tensor:

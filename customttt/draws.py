@@ -18,7 +18,7 @@ import hashlib
 import torch
 from torch import Generator, Tensor
 
-from .diffusion import STEPS
+from .diffusion import TIMESTEPS
 
 
 def stream_seed(seed: int, name: str) -> int:
@@ -39,7 +39,8 @@ class Draws:
 
     def timesteps(self, z: Tensor, least: int = 0) -> Tensor:
         """(b,), one for each clip of z, uniform from `least` to 999."""
-        return torch.randint(least, STEPS, (len(z),), generator=self.stream["noise"]).to(z.device)
+        t = torch.randint(least, TIMESTEPS, (len(z),), generator=self.stream["noise"])
+        return t.to(z.device)
 
     def noise(self, shape: tuple[int, ...], device: torch.device) -> Tensor:
         """Standard normal."""

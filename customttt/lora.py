@@ -90,8 +90,9 @@ def targets(unet: UNet, kind: str, layers: Sequence[int], convolutions: bool = F
         for name, module in modules.named_modules():
             if ".base" in name or ".loras" in name:     # inside a wrapper
                 continue
+            is_projection = kind == "spatial" and name.endswith((".proj_in", ".proj_out"))
             if (".block." in name and isinstance(module, (nn.Linear, WithLoRA))
-                    or convolutions and kind == "spatial" and name.endswith(("_in", "_out"))):
+                    or convolutions and is_projection):
                 names.append(f"layers.{i}.{PLACES[kind]}.{name}")
     return names
 

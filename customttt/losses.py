@@ -35,6 +35,9 @@ def preservation_loss(unet: UNet, z_ref: Tensor, c: Tensor, eps: Tensor, t: Tens
     z_ref: a teacher's reference latents, which stand at timestep t_ref (-1: clean); the paper's
     z_f, and x_t its z_{f+1}. The student is on, under the target prompt c. Of z_s this is the
     appearance preservation loss, of z_t the temporal preservation loss.
+
+    With t_ref >= 0, eps is the noise since t_ref alone, where stages (a) and (b) have the UNet
+    predict all the noise in x_t: the paper's words taken literally.
     """
     return noise_loss(unet(add_noise(z_ref, eps, t, t_ref), t, c), eps)
 

@@ -9,7 +9,7 @@ docs/method.md). Each is a command-line flag of train.py or sample.py.
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from .diffusion import STEPS
+from .diffusion import TIMESTEPS
 from .model.config import SD15_UNET
 from .model.unet import UNet
 
@@ -45,7 +45,7 @@ def is_full_size(unet: UNet) -> bool:
 EVERYWHERE = {
     "size": Setting(256, "supplement", "pixels along each side"),
     "frames": Setting(16, "supplement", "of a clip"),
-    "sampling_steps": Setting(25, "supplement", "DDIM steps of a sample", below=STEPS),
+    "sampling_steps": Setting(25, "supplement", "DDIM steps of a sample", below=TIMESTEPS),
     "guidance": Setting(9.0, "supplement", "classifier-free guidance of a sample", zero=True),
 }
 FPS = {"fps": Setting(8.0, "supplement", "frames a second")}
@@ -57,7 +57,7 @@ TRAINING = {
 FRESH_LORA = {"rank": Setting(32, "supplement", "of the LoRA", below=4097)}
 LEAST_TIMESTEP = {"least_timestep": Setting(
     0, "open: AMD draws from all", "training timesteps are drawn from here to 999", zero=True,
-    below=STEPS)}
+    below=TIMESTEPS)}
 SMALL = {
     "size": Setting(64, "tiny: its world is 64 pixels wide"),
     "guidance": Setting(3.0, "tiny: weights/tiny/README.md"),
@@ -71,6 +71,7 @@ SPATIAL = Recipe(
         "learning_rate": Setting(1e-5, "supplement", "of Lion"),
         "spatial_layers": Setting((2, 6), "supplement, section 3", "with LoRA, W_s", zero=True),
         "batch_size": Setting(1, "open: AMD draws one frame a step", "images a step"),
+        "frames": Setting(16, "supplement", "of the contact sheet, which shows every other one"),
     },
     tiny=SMALL | {
         "betas": Setting((0.98, 0.998), "tiny: the signs of noisy gradients, docs/study.md"),
@@ -99,7 +100,7 @@ TTT = Recipe(
         "steps": Setting(30, "supplement", "training steps"),
         "learning_rate": Setting(1e-6, "supplement", "of Lion"),
         "reference_steps": Setting(5, "supplement, section 1 and table 4",
-                                   "DDIM steps of the reference latents", below=STEPS),
+                                   "DDIM steps of the reference latents", below=TIMESTEPS),
         "reference_guidance": Setting(9.0, "open: as in sampling",
                                       "classifier-free guidance of the reference latents",
                                       zero=True),

@@ -2,7 +2,9 @@
 
 Legend: z clean latents (b 4 f h w), c text embeddings (b n d), eps noise, t timesteps (b,). A step
 takes what it learns from, the stage's settings (recipes.py), `draw`, its random numbers (draws.py),
-and `backward`, which adds a loss's gradient to what is there: it is called once a loss.
+and `backward`, which adds a loss's gradient to what is there. It is called once a loss, inside its
+`with lora_on`: so one graph is held at a time, and what gradient checkpointing runs again sees the
+same LoRAs.
 """
 
 from collections.abc import Callable
@@ -11,7 +13,7 @@ import torch
 from torch import Tensor
 
 from . import recipes
-from .diffusion import STEPS, ddim, ddim_timesteps
+from .diffusion import ddim, ddim_timesteps
 from .draws import Draws
 from .lora import lora_on
 from .losses import preservation_loss, spatial_loss, temporal_loss
@@ -63,19 +65,19 @@ def ttt_step(unet: UNet, texts: Texts, shape: tuple[int, ...], settings: dict, d
         noise = draw.noise(shape, device)
         if settings["reference_noise"] == "one":        # every frame starts alike
             noise = noise[:, :, :1].expand(shape)
-        *_, z_s = ddim(unet, noise, texts.spatial_teacher, texts.empty, timesteps, guidance,
+        *_, z_s = ddim(unet, noise, texts.appearance, texts.empty, timesteps, guidance,
                        motion=False, t_end=t_ref)
     with lora_on(unet, "temporal_teacher"):
         noise = draw.noise(shape, device)
-        *_, z_t = ddim(unet, noise, texts.temporal_teacher, texts.empty, timesteps, guidance,
+        *_, z_t = ddim(unet, noise, texts.motion, texts.empty, timesteps, guidance,
                        motion=True, t_end=t_ref)
 
     with lora_on(unet, "spatial", "temporal"):
         # The appearance preservation loss.
-        eps, t = draw.noise_like(z_s), noising_timesteps(z_s, t_ref, settings, draw)
+        eps, t = draw.noise_like(z_s), noising_timesteps(z_s, timesteps[-1], settings, draw)
         backward(preservation_loss(unet, z_s, texts.target, eps, t, t_ref))
         # The temporal preservation loss.
-        eps, t = draw.noise_like(z_t), noising_timesteps(z_t, t_ref, settings, draw)
+        eps, t = draw.noise_like(z_t), noising_timesteps(z_t, timesteps[-1], settings, draw)
         backward(preservation_loss(unet, z_t, texts.target, eps, t, t_ref))
     return z_s, z_t
 
@@ -94,11 +96,12 @@ def reference_timesteps(settings: dict) -> tuple[list[int], int]:
     return schedule[:steps], schedule[steps]
 
 
-def noising_timesteps(z: Tensor, t_ref: int, settings: dict, draw: Draws) -> Tensor:
-    """(b,), where reference latents are noised to: anywhere, or one sampling step up from t_ref."""
+def noising_timesteps(z: Tensor, last: int, settings: dict, draw: Draws) -> Tensor:
+    """(b,), where reference latents are noised to: anywhere, or `last`, the timestep that the
+    teachers' last DDIM step started from."""
     if settings["reference_timestep"] == "uniform":
         return draw.timesteps(z, settings["least_timestep"])
-    return torch.full((len(z),), t_ref + STEPS // settings["sampling_steps"], device=z.device)
+    return torch.full((len(z),), last, device=z.device)
 
 
 TEACHERS, STUDENT = ("spatial_teacher", "temporal_teacher"), ("spatial", "temporal")

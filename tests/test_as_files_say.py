@@ -16,7 +16,7 @@ from test_media import (RED, WHITE, assert_corners, gradient, levels, numbered, 
                         write_clip)
 
 from customttt.errors import UserError
-from customttt.media.clips import write_video
+from customttt.media.clips import write_frames
 from customttt.media.find import IMAGE_ENDINGS, VIDEO_ENDINGS, find_files
 from customttt.media.images import read_image
 from customttt.media.videos import CONVERTS, read_video
@@ -139,7 +139,7 @@ def test_twelve_bits_are_scaled(tmp_path):
 
 @pytest.mark.parametrize("ending", [".gif", ".webp"])
 def test_an_animation_given_as_an_image_is_said(tmp_path, ending):
-    write_video(gradient(), tmp_path / f"a{ending}")
+    write_frames(gradient(), tmp_path / f"a{ending}")
     with pytest.warns(UserWarning, match=f"a{ending}: animated; its first frame is used"):
         read_image(tmp_path / f"a{ending}", 16)
 
@@ -401,7 +401,7 @@ def test_animated_webp_is_a_video(tmp_path):
     assert (clip[:, 0] - clip[:, 15]).abs().max() > 0.5
     frames = rearrange(torch.arange(16), "f -> f 1 1 1").expand(16, 32, 32, 3).mul(12).add(10)
     for ending in (".webp", ".gif"):
-        write_video(frames.to(torch.uint8), tmp_path / f"a{ending}", fps=8)
+        write_frames(frames.to(torch.uint8), tmp_path / f"a{ending}", fps=8)
         shown = numbers(read_video(tmp_path / f"a{ending}", 16, 8, 32))
         assert [round(n / 4) for n in shown] == list(range(16)), ending
     assert {".webp", ".gif"} <= VIDEO_ENDINGS
@@ -430,7 +430,7 @@ def test_a_clip_cut_short_is_said_to_be_truncated(tmp_path, name, codec):
     if name == "a.apng":
         noise[0].save(tmp_path / name, save_all=True, append_images=noise[1:], duration=33)
     elif not codec:
-        write_video(torch.stack([torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8)
+        write_frames(torch.stack([torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8)
                                  .view(48, 64, 3) for image in noise]), tmp_path / name, 30)
     else:
         write_clip(tmp_path / name, noise, codec)
@@ -455,7 +455,7 @@ def test_any_name_will_do(tmp_path, name):
     write_clip(tmp_path / "a.mp4", numbered(16), fps=8)
     (tmp_path / "a.mp4").rename(tmp_path / name)
     assert numbers(read_video(tmp_path / name, 16, 8, 32)) == list(range(16))
-    write_video(gradient(), tmp_path / ("out" + name))
+    write_frames(gradient(), tmp_path / ("out" + name))
     assert (tmp_path / ("out" + name)).stat().st_size > 500
 
 
@@ -466,7 +466,7 @@ def test_any_name_will_do(tmp_path, name):
 def test_a_clip_plays_at_the_speed_asked_for(tmp_path, ending, fps):
     """Delays are whole 1/100 s in a GIF: they alternate, so that no frame is early by more."""
     frames = torch.randint(255, (24, 16, 16, 3), dtype=torch.uint8)
-    write_video(frames, tmp_path / f"a{ending}", fps)
+    write_frames(frames, tmp_path / f"a{ending}", fps)
     shown, times = 0.0, []
     with Image.open(tmp_path / f"a{ending}") as image:
         assert image.n_frames == 24
@@ -483,12 +483,12 @@ def test_a_clip_plays_at_the_speed_asked_for(tmp_path, ending, fps):
                                          (".mp4", 1e6), (".mp4", 1e-4)])
 def test_a_speed_that_a_format_cannot_hold_is_refused(tmp_path, ending, fps):
     with pytest.raises(UserError, match=rf"--fps \S+: a \{ending} file holds 0\.01 to "):
-        write_video(gradient(), tmp_path / f"a{ending}", fps)
+        write_frames(gradient(), tmp_path / f"a{ending}", fps)
     assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("fps", [0.01, 1000, 23.976])
 def test_an_mp4_holds_every_speed_that_is_allowed(tmp_path, fps):
-    write_video(gradient(4, 32, 32), tmp_path / "a.mp4", fps)
+    write_frames(gradient(4, 32, 32), tmp_path / "a.mp4", fps)
     with av.open(str(tmp_path / "a.mp4")) as container:
         assert abs(float(container.streams.video[0].average_rate) / fps - 1) < 1e-5

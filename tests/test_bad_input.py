@@ -15,10 +15,10 @@ from safetensors.torch import load_file, save_file
 
 import sample
 import train
-from customttt.errors import run
+from customttt.errors import run_command
 from customttt.files.lora_files import save_lora
 from customttt.lora import add_lora
-from customttt.media.clips import write_video
+from customttt.media.clips import write_frames
 from customttt.run import data, loop
 from test_media import gradient, numbered, write_clip, write_sound
 
@@ -42,7 +42,7 @@ def place(tmp_path, model_folder, adapters) -> Path:
     """A folder with good input of every kind, for a test to spoil."""
     shutil.copytree(model_folder, tmp_path / "model")
     shutil.copytree(adapters, tmp_path / "stages")
-    write_video(gradient(1, 64, 64), tmp_path / "bear.png")
+    write_frames(gradient(1, 64, 64), tmp_path / "bear.png")
     write_clip(tmp_path / "clip.mp4", numbered(4), fps=8)
     return tmp_path
 
@@ -62,7 +62,7 @@ def call(place, monkeypatch, capsys):
         monkeypatch.setattr(sys, "argv", [str(a) for a in (
             "program", *stage, "--model", place / "model", *SMALL, *given, *flags)])
         try:
-            run(sample.main if command == "sample" else train.main)
+            run_command(sample.main if command == "sample" else train.main)
             code = 0
         except SystemExit as end:
             code = end.code
@@ -224,7 +224,7 @@ def test_a_model_of_ones_own_does_not_learn_the_tiny_example(place, monkeypatch,
         monkeypatch.setattr(sys, "argv", ["train.py", "--stage", stage, "--model",
                                           str(place / "model"), "--output", str(place / "out")])
         with pytest.raises(SystemExit):
-            run(train.main)
+            run_command(train.main)
         assert "error: --data: name the" in capsys.readouterr().err
     assert written(place) == []
 

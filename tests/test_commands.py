@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 import sample
 import train
 from customttt.errors import UserError
-from customttt.media.clips import write_video
+from customttt.media.clips import write_frames
 from customttt.run.lock import locked
 from sample import split_scale
 from test_media import gradient, numbered, pages, write_clip
@@ -48,7 +48,7 @@ def trained(model_folder, tmp_path_factory) -> tuple[Path, dict[str, str]]:
     (folder / "bear").mkdir()
     (folder / "clips").mkdir()
     for k, frame in enumerate(gradient(2, 80, 64)):
-        write_video(frame[None], folder / "bear" / f"{k}.png")
+        write_frames(frame[None], folder / "bear" / f"{k}.png")
     for k, word in enumerate(("lifting", "running")):       # a caption beside each clip
         write_clip(folder / "clips" / f"{k}.mp4", numbered(4)[::1 - 2 * k], fps=8)
         (folder / "clips" / f"{k}.txt").write_text(f"a man is {word}\n")

@@ -1,4 +1,4 @@
-"""What frozen layers keep for the way back: less, with the same gradients."""
+"""What frozen layers keep for the backward pass: less, with the same gradients."""
 
 import subprocess
 import sys
@@ -28,7 +28,7 @@ def make_all_large(monkeypatch) -> None:
 
 
 def kept(function, x: torch.Tensor) -> int:
-    """Bytes that function(x) keeps for the way back, its own parameters aside."""
+    """Bytes that function(x) keeps for the backward pass, its own parameters aside."""
     seen = {}
     with torch.autograd.graph.saved_tensors_hooks(
             lambda t: seen.setdefault(t.untyped_storage().data_ptr(), t), lambda t: t):

@@ -12,7 +12,7 @@ import pytest
 import torch
 from test_bad_input import adapters, assert_refused, call, place, written    # noqa: F401
 
-from customttt.errors import UserError, clear_leftovers, run, writing
+from customttt.errors import UserError, clear_leftovers, run_command, writing
 from customttt.errors.disk import UNFINISHED
 from customttt.files.random_model import random_model
 from customttt.media.find import caption_beside
@@ -27,13 +27,13 @@ ROOT = Path(__file__).resolve().parent.parent
 
 COMMAND = """
 import sys
-from customttt.errors import UserError, run
+from customttt.errors import UserError, run_command
 def main():
     for k in range(20000):
         print("a line of the log", k, "\\u96ea")
     open({path!r}, "w").write("done")
     raise UserError("at the end: \\u96ea") if {fails} else SystemExit(0)
-run(main)
+run_command(main)
 """
 
 
@@ -57,15 +57,15 @@ def test_what_cannot_be_shown_loses_no_work(tmp_path, shell, fails, code):
 
 def test_streams_are_as_before_after_a_command(capsys):
     before = sys.stdout, sys.stderr
-    run(lambda: print("said"))
+    run_command(lambda: print("said"))
     assert (sys.stdout, sys.stderr) == before and capsys.readouterr().out == "said\n"
 
 
 def test_a_closed_terminal_ends_no_run(tmp_path):
     (tmp_path / "a.py").write_text(
-        "import os, signal\nfrom customttt.errors import run\n"
+        "import os, signal\nfrom customttt.errors import run_command\n"
         "signal.signal(signal.SIGHUP, signal.SIG_DFL)\n"
-        "run(lambda: (os.kill(os.getpid(), signal.SIGHUP), print('still here')))")
+        "run_command(lambda: (os.kill(os.getpid(), signal.SIGHUP), print('still here')))")
     ended = subprocess.run([sys.executable, tmp_path / "a.py"], text=True, capture_output=True,
                            env=os.environ | {"PYTHONPATH": str(ROOT)})
     assert (ended.returncode, ended.stdout) == (0, "still here\n")
@@ -94,7 +94,7 @@ def test_memory_that_runs_out_is_a_sentence(capsys):
         raise MemoryError
     for main in (too_much, full):
         with pytest.raises(SystemExit) as end:
-            run(main)
+            run_command(main)
         assert end.value.code == 2
         assert "error: the memory is full; try a smaller --size" in capsys.readouterr().err
 

@@ -11,7 +11,7 @@ from einops import rearrange
 from PIL import Image
 
 from customttt.errors import UserError
-from customttt.media.clips import WRITERS, check_ending, contact_sheet, write_video
+from customttt.media.clips import WRITERS, check_ending, contact_sheet, write_frames
 from customttt.media.find import caption_beside, find_files
 from customttt.media.images import read_image
 from customttt.media.videos import read_video
@@ -294,7 +294,7 @@ def mean_error(a: torch.Tensor, b: torch.Tensor) -> float:
 @pytest.mark.parametrize("height, width", [(96, 96), (97, 95)])
 def test_mp4_opens_again_as_h264_with_its_frames_and_colours(tmp_path, height, width):
     frames = gradient(height=height, width=width)
-    write_video(frames, tmp_path / "clip.mp4", fps=8)
+    write_frames(frames, tmp_path / "clip.mp4", fps=8)
     with av.open(str(tmp_path / "clip.mp4")) as container:
         stream = container.streams.video[0]
         read = [torch.from_numpy(frame.to_ndarray(format="rgb24"))
@@ -309,7 +309,7 @@ def test_mp4_opens_again_as_h264_with_its_frames_and_colours(tmp_path, height, w
 
 def test_mp4_has_its_index_in_front_and_says_its_colours(tmp_path):
     """A browser plays it while it loads, and no player guesses the matrix."""
-    write_video(gradient(), tmp_path / "clip.mp4", fps=7.5)
+    write_frames(gradient(), tmp_path / "clip.mp4", fps=7.5)
     content = (tmp_path / "clip.mp4").read_bytes()
     assert content.find(b"moov") < content.find(b"mdat")
     with av.open(str(tmp_path / "clip.mp4")) as container:
@@ -341,7 +341,7 @@ def box_means(frames: torch.Tensor) -> torch.Tensor:
 
 def test_gif_has_one_palette_and_no_banding(tmp_path):
     frames = gradient()
-    write_video(frames, tmp_path / "clip.gif", fps=8)
+    write_frames(frames, tmp_path / "clip.gif", fps=8)
     content = (tmp_path / "clip.gif").read_bytes()
     assert local_palettes(content) == (len(frames), 0)
     seen = pages(tmp_path / "clip.gif")
@@ -362,7 +362,7 @@ def test_gif_has_one_palette_and_no_banding(tmp_path):
 def test_gif_and_webp_last_as_long_as_the_clip_and_read_back(tmp_path):
     frames = gradient(frames=17, height=32, width=32)
     for ending in (".gif", ".webp"):
-        write_video(frames, tmp_path / f"clip{ending}", fps=8)
+        write_frames(frames, tmp_path / f"clip{ending}", fps=8)
         with Image.open(tmp_path / f"clip{ending}") as image:
             assert image.n_frames == 17 and image.info["loop"] == 0
     assert read_video(tmp_path / "clip.gif", 16, 8, 32).shape == (3, 16, 32, 32)
@@ -373,7 +373,7 @@ def test_gif_and_webp_last_as_long_as_the_clip_and_read_back(tmp_path):
 
 def test_a_gif_that_stands_still_lasts_as_long(tmp_path):
     frames = gradient(frames=1, height=32, width=32).expand(16, -1, -1, -1)
-    write_video(frames, tmp_path / "still.gif", fps=8)
+    write_frames(frames, tmp_path / "still.gif", fps=8)
     with Image.open(tmp_path / "still.gif") as image:
         assert image.info["duration"] == 2000
     assert read_video(tmp_path / "still.gif", 16, 8, 32).shape == (3, 16, 32, 32)
@@ -381,7 +381,7 @@ def test_a_gif_that_stands_still_lasts_as_long(tmp_path):
 
 def test_png_is_the_frames_in_a_row_bit_for_bit(tmp_path):
     frames = gradient(frames=3, height=32, width=40)
-    write_video(frames, tmp_path / "sheet.png")
+    write_frames(frames, tmp_path / "sheet.png")
     sheet = pages(tmp_path / "sheet.png")[0]
     assert torch.equal(rearrange(sheet, "h (f w) c -> f h w c", f=3), frames)
 
@@ -409,5 +409,5 @@ def test_a_writer_that_fails_leaves_nothing(tmp_path, monkeypatch, ending):
     monkeypatch.setitem(WRITERS, ending, fail)
     (tmp_path / f"clip{ending}").write_bytes(b"before")
     with pytest.raises(UserError, match=f"clip{ending}: cannot be written .No space left"):
-        write_video(gradient(), tmp_path / f"clip{ending}")
+        write_frames(gradient(), tmp_path / f"clip{ending}")
     assert [path.read_bytes() for path in tmp_path.iterdir()] == [b"before"]

@@ -16,7 +16,7 @@ from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel
 
 from customttt.errors import UserError
 from customttt.files.reading import write_json
-from customttt.media.clips import to_images, write_video
+from customttt.media.clips import to_images, write_frames
 from customttt.paper import metrics, tracks
 from customttt.paper.clip import architecture, load_clip
 from customttt.tiny.world.clips import make_clip, render
@@ -160,7 +160,7 @@ def call(monkeypatch, tmp_path, model_folder, capsys):
     for n in (1, 4, 5):
         frames = torch.stack([torch.roll(torch.rand(
             64, 64, 3, generator=torch.Generator().manual_seed(1)), 3 * k, 1) for k in range(n)])
-        write_video((frames * 255).to(torch.uint8), tmp_path / f"{n}.mp4")
+        write_frames((frames * 255).to(torch.uint8), tmp_path / f"{n}.mp4")
 
     def call(*flags):
         monkeypatch.setattr(sys, "argv", ["metrics", *map(str, flags), "--clip",

@@ -34,8 +34,6 @@ class Inversion(Stage):
     """Trains no LoRA but a prompt's embedding (1 77 d)."""
 
     def parameters(self, model):
-        model.unet.requires_grad_(False)
-        model.unet.embedding.requires_grad_(True)
         return {"embedding": model.unet.embedding}
 
     def save(self, model, path, metadata):

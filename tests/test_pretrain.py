@@ -13,7 +13,7 @@ from customttt.tiny.pretraining import pretrain
 from customttt.tiny.pretraining.data import Machine, draw_clips, draw_frames
 from customttt.tiny.pretraining.muon import Muon
 from customttt.tiny.pretraining.objectives import LATENT_DEVIATION, RECIPES, misnamed, save_vae
-from customttt.tiny.pretraining.parts import load_clip, load_text_encoder, load_vae
+from customttt.tiny.pretraining.parts import load_towers, load_text_encoder, load_vae
 from customttt.tiny.pretraining.pretrain import STAGES
 from customttt.tiny.pretraining.reading import colour_tokens, misreading
 from customttt.tiny.world import clips as world
@@ -50,7 +50,7 @@ def test_only_its_own_part_is_trained(pretrained):
     """A stage's checkpoint holds as many numbers as the part that it trains."""
     counts = {name: sum(w.numel() for w in state["weights"])
               for name, state in pretrained[1].items()}
-    both = load_clip(pretrained[0])[0]
+    both = load_towers(pretrained[0])[0]
     model = customttt.load_model(pretrained[0])
     motion = sum(p.numel() for name, p in model.unet.named_parameters() if "motion" in name)
     heads = sum((16 * width + 1) * 7 for width in (96, 96, 64))     # asked, and thrown away

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from customttt import diffusion
-from customttt.diffusion import STEPS, add_noise, ddim_step, ddim_timesteps
+from customttt.diffusion import TIMESTEPS, add_noise, ddim_step, ddim_timesteps
 from customttt.draws import Draws, stream_seed
 from customttt.lion import Lion
 from customttt.lora import add_lora, lora_on, lora_parameters, with_lora
@@ -13,6 +13,7 @@ from customttt.losses import debias, noise_loss
 from customttt.recipes import SPATIAL, TEMPORAL, TTT
 from customttt.run.data import Texts
 from customttt.run.loop import autocast
+from customttt.run.stage import train_only
 from customttt.sampling import sample_latents
 from customttt.stages import STAGES, spatial_step, temporal_step, ttt_step
 
@@ -58,7 +59,9 @@ def a_step(model, stage: str, dropout: float = 0.0, **changes):
 
 
 def parameters(model, stage: str) -> list[nn.Parameter]:
-    return list(STAGES[stage].parameters(model).values())
+    trained = STAGES[stage].parameters(model)
+    train_only(model.unet, trained)
+    return list(trained.values())
 
 
 def losses_of(step, seed: int = 0) -> list[float]:
@@ -225,12 +228,12 @@ def test_reference_timestep_uniform_draws_from_the_whole_schedule(model, calls):
         step(Draws(seed), lambda loss: None)
     assert [t for _, _, t, _ in calls[:2]] == ddim_timesteps(2)
     drawn = {t for on, _, t, _ in calls if "spatial" in on}
-    assert len(drawn) == 6 and all(0 <= t < STEPS for t in drawn)
+    assert len(drawn) == 6 and all(0 <= t < TIMESTEPS for t in drawn)
 
 
 @pytest.mark.parametrize("stage", ["temporal", "ttt"])
 def test_least_timestep_bounds_what_is_learned_from(model, calls, stage):
-    _, step = a_step(model, stage, least_timestep=STEPS - 3)
+    _, step = a_step(model, stage, least_timestep=TIMESTEPS - 3)
     for seed in range(4):
         step(Draws(seed), lambda loss: None)
     drawn = {t for on, _, t, _ in calls if on & set(TRAINED[stage])}

@@ -21,6 +21,7 @@ from customttt.lora import lora_on, lora_parameters
 from customttt.model.config import SD15_UNET
 from customttt.paper import adapters, dreamvideo, systems
 from customttt.recipes import TEMPORAL
+from customttt.run.stage import train_only
 from customttt.stages import STAGES
 
 SMALL = {"frames": 2, "size": 32, "fps": 8.0, "rank": 4, "batch_size": 2}
@@ -121,6 +122,7 @@ def test_dual_path_is_the_originals(model, stage, switch_off):
     add_lora(unet, "temporal", settings["temporal_layers"], 4, 0.0)
     systems.put_spatial(unet, settings)
     parameters = stage.parameters(model)
+    train_only(model.unet, parameters)
     perturbed(nn.ParameterList(parameters.values()))
     z, c = torch.randn(1, 4, 4, 8, 8), torch.randn(1, 7, unet.config.text_width)
 
@@ -241,6 +243,7 @@ def test_it_learns(model, tmp_path, name):
                      word=tmp_path / "word", clip=TINY / "clip")
     job = stage.prepare(model, settings, args)
     parameters = stage.parameters(model)
+    train_only(model.unet, parameters)
     optimizer = Lion(stage.groups(parameters, settings) or parameters.values(), 1e-3)
     model.unet.eval()                                       # no dropout: one draw, one loss
     losses = []

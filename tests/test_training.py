@@ -23,12 +23,13 @@ from customttt.diffusion import add_noise, alpha_bar, ddim, ddim_timesteps
 from customttt.errors import UserError
 from customttt.lora import add_lora
 from customttt.losses import noise_loss
-from customttt.media.clips import as_frames, write_video
+from customttt.media.clips import as_frames, write_frames
 from customttt.media.images import read_image
 from customttt.media.videos import read_video
 from customttt.recipes import SPATIAL, TEMPORAL, TTT
 from customttt.run import loop
 from customttt.run.data import encode
+from customttt.run.stage import train_only
 from customttt.stages import STAGES, spatial_step, temporal_step
 from customttt.tiny.study.scores import palette
 from test_media import gradient
@@ -43,9 +44,9 @@ def data(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("data")
     (folder / "bear").mkdir()
     for k, frame in enumerate(gradient(2, 64, 64)):
-        write_video(frame[None], folder / "bear" / f"{k}.png")
+        write_frames(frame[None], folder / "bear" / f"{k}.png")
     (folder / "bear.txt").write_text("a bear\n")
-    write_video(gradient(4, 64, 64), folder / "lifting.gif")
+    write_frames(gradient(4, 64, 64), folder / "lifting.gif")
     (folder / "lifting.txt").write_text("a man is lifting weights")
     return folder
 
@@ -334,7 +335,9 @@ def test_checkpoints_are_atomic(run_stage, monkeypatch, tmp_path, failing):
 def run_of(model, folder: Path, step, **changes) -> loop.Run:
     settings = {name: setting.value for name, setting in TEMPORAL.full.items()} | changes
     stage = STAGES["ttt"]       # trains "spatial" and "temporal"
-    return loop.Run(folder, model.unet, stage.parameters(model), step, partial(stage.save, model),
+    parameters = stage.parameters(model)
+    train_only(model.unet, parameters)
+    return loop.Run(folder, model.unet, parameters, step, partial(stage.save, model),
                     None, settings, {"kind": "joined"}, "fp32", 0, "none", 100, sheet_every=0)
 
 

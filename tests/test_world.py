@@ -127,7 +127,7 @@ def test_a_caption_tells_the_colouring(generator):
 
 def test_every_word_is_in_the_vocabulary(generator):
     held_out = [world.make_clip(s, m, "sea", generator) for s in subjects.HELD_OUT_SUBJECTS.values()
-                for m in motions.HELD_OUT_MOTIONS.values()]  # fmt: skip
+                for m in motions.HELD_OUT_MOTIONS.values()]
     said = {w for c in clips(generator, 2000) + held_out for w in c.caption.split()}
     said |= set("a photo of an object something is doing something".split())
     assert said == set(world.WORDS) and list(world.WORDS) == sorted(world.WORDS)
@@ -136,7 +136,7 @@ def test_every_word_is_in_the_vocabulary(generator):
 def test_every_attribute_is_drawn_evenly(generator):
     drawn = clips(generator, 4000)
     for attribute, n in ((lambda c: c.subject.kind, 10), (lambda c: c.motion.word, 10),
-                         (lambda c: c.scene, 5)):  # fmt: skip
+                         (lambda c: c.scene, 5)):
         values = [attribute(c) for c in drawn]
         counts = [values.count(v) for v in set(values)]
         assert len(counts) == n and min(counts) > 0.8 * len(drawn) / n

@@ -1,6 +1,6 @@
 """A user's mistake is one sentence (command.py), and a file is whole or not there (disk.py)."""
 
-from .command import UserError, in_words, run
+from .command import UserError, in_words, run_command
 from .disk import check_writable, clear_leftovers, writing
 
-__all__ = ["UserError", "check_writable", "clear_leftovers", "in_words", "run", "writing"]
+__all__ = ["UserError", "check_writable", "clear_leftovers", "in_words", "run_command", "writing"]

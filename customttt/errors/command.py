@@ -23,7 +23,7 @@ def in_words(error: Exception) -> str:
     return said[:200] or type(error).__name__
 
 
-def run(main) -> None:
+def run_command(main) -> None:
     """Call `main()` as a command line: a UserError is printed without traceback, exit code 2."""
     warnings.showwarning = lambda message, *_: _say(f"warning: {message}")
     if hasattr(signal, "SIGHUP"):       # a closed terminal ends no run; Windows has none

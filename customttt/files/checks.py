@@ -33,7 +33,7 @@ def whole_list(config: dict, key: str, file: str, most: int, lengths: range) -> 
     return tuple(map(int, value))
 
 
-def divisible(numbers: tuple[int, ...], by: int, what: str, file: str) -> None:
+def check_divisible(numbers: tuple[int, ...], by: int, what: str, file: str) -> None:
     """Raise UserError unless every number is a multiple."""
     if any(each % by for each in numbers):
         raise UserError(f"{file}: its widths {', '.join(map(str, numbers))} cannot be divided into "

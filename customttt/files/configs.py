@@ -6,7 +6,7 @@ from pathlib import Path
 from ..errors import UserError
 from ..model.config import (ANIMATEDIFF_V1, ANIMATEDIFF_V2, ANIMATEDIFF_V3, MotionConfig,
                             TextConfig, UNetConfig, VAEConfig)
-from .checks import divisible, number, shortened, whole, whole_list
+from .checks import check_divisible, number, shortened, whole, whole_list
 
 # What the code does and no config.json may contradict: key, accepted values.
 UNET_FIXED = {
@@ -56,19 +56,18 @@ def unet_config(config: dict, motion: MotionConfig | None, file: str) -> UNetCon
         raise UserError(f"{file}: this is {other}, and this code runs Stable Diffusion 1.5 and its "
                         f"fine-tunes; give one of those to --model")
     check_fixed(config, UNET_FIXED, file)
-    heads = config.get("num_attention_heads") or config.get("attention_head_dim")
+    # attention_head_dim is the format's misnomer: it is a count
+    heads = "num_attention_heads" if config.get("num_attention_heads") else "attention_head_dim"
     four = range(4, 5)
     made = UNetConfig(channels=whole_list(config, "block_out_channels", file, MOST_WIDE, four),
                       latent_channels=whole(config, "in_channels", file, 64),
                       text_width=whole(config, "cross_attention_dim", file, MOST_WIDE),
-                      # attention_head_dim is the format's misnomer: it is a count
-                      heads=whole({"attention_head_dim": heads}, "attention_head_dim", file,
-                                  MOST_HEADS),
+                      heads=whole(config, heads, file, MOST_HEADS),
                       groups=whole(config, "norm_num_groups", file, MOST_HEADS), motion=motion)
-    divisible(made.channels, made.heads, "attention heads", file)
-    divisible(made.channels, made.groups, "groups", file)
+    check_divisible(made.channels, made.heads, "attention heads", file)
+    check_divisible(made.channels, made.groups, "groups", file)
     if motion is not None:
-        divisible(made.channels, motion.heads, "attention heads of the motion module", file)
+        check_divisible(made.channels, motion.heads, "attention heads of the motion module", file)
     return made
 
 
@@ -81,7 +80,7 @@ def vae_config(config: dict, file: str) -> VAEConfig:
                      groups=whole(config, "norm_num_groups", file, MOST_HEADS),
                      # absent from SD 1.5's own file
                      scale=number(config, "scaling_factor", file, 1000, default=0.18215))
-    divisible(made.channels, made.groups, "groups", file)
+    check_divisible(made.channels, made.groups, "groups", file)
     return made
 
 
@@ -93,7 +92,7 @@ def text_config(config: dict, file: str) -> TextConfig:
                       heads=whole(config, "num_attention_heads", file, MOST_HEADS),
                       inner_width=whole(config, "intermediate_size", file, 4 * MOST_WIDE),
                       length=whole(config, "max_position_embeddings", file, 4096, least=3))
-    divisible((made.width,), made.heads, "attention heads", file)
+    check_divisible((made.width,), made.heads, "attention heads", file)
     return made
 
 

@@ -6,11 +6,11 @@ from pathlib import Path
 
 from ..errors import UserError
 
-# The first that fits: a pattern of a key, the tensor's second size (None: any), what the file is,
-# and what to do with it.
 OTHER_MODEL = "this code runs Stable Diffusion 1.5 and its fine-tunes; give one of those to --model"
 CHECKPOINT = "a Stable Diffusion 1.5 checkpoint"
 NOISE = "this code is for models that predict noise (epsilon); give one of those to --model"
+# The first that fits: a pattern of a key, the tensor's second size (None: any), what the file is,
+# and what to do with it.
 KINDS = [
     (r"(^|\.)(double_blocks|single_transformer_blocks|joint_blocks)\.", None,
      "a FLUX or Stable Diffusion 3 model or its LoRA", OTHER_MODEL),

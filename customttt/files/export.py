@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ..errors import UserError, run, writing
+from ..errors import UserError, run_command, writing
 from . import keys
 from .checks import clipped
 from .lora_files import find_lora, public_stem, split_key
@@ -98,7 +98,7 @@ TARGETS = {
 }
 
 
-def kind_of(name: str) -> str:
+def place_of(name: str) -> str:
     return "temporal" if keys.is_motion(name) else "spatial"
 
 
@@ -109,7 +109,7 @@ def export(lora: str | Path, target: str, output: str | Path | None = None) -> d
     """
     path = find_lora(lora, "export")
     pairs = read_pairs(path)
-    if target == "kohya" and any(kind_of(name) == "temporal" for name in pairs):
+    if target == "kohya" and any(place_of(name) == "temporal" for name in pairs):
         raise UserError(f"{path}: adapts motion modules, which no tool reads from a kohya file; "
                         f"use --to comfyui, which writes a file for each kind")
     if target == "animatediff" and any(pair["down"].ndim > 2 for pair in pairs.values()):
@@ -119,9 +119,9 @@ def export(lora: str | Path, target: str, output: str | Path | None = None) -> d
     stem = path.resolve().parent.name if path.stem == "adapter" else path.stem
     written = {}
     for form in TARGETS[target]:
-        part = {name: pair for name, pair in pairs.items() if kind_of(name) in form.kinds}
+        part = {name: pair for name, pair in pairs.items() if place_of(name) in form.kinds}
         if part:
-            kinds = {kind_of(name) for name in part}
+            kinds = {place_of(name) for name in part}
             metadata = {"kind": "joined" if len(kinds) == 2 else kinds.pop()}
             file = folder / f"{stem}.{target}{form.ending}"
             if file.suffix == ".ckpt":      # AnimateDiff reads LoRAs with torch.load alone
@@ -159,4 +159,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run(main)
+    run_command(main)

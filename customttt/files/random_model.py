@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from ..errors import UserError, run
+from ..errors import UserError, run_command
 from ..model.clip import TextEncoder
 from ..model.config import (ANIMATEDIFF_V1, ANIMATEDIFF_V2, ANIMATEDIFF_V3, SD15_TEXT, SD15_UNET,
                             SD15_VAE, TextConfig, UNetConfig, VAEConfig)
@@ -60,4 +60,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run(main)
+    run_command(main)

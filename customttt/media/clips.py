@@ -16,7 +16,7 @@ from ..errors import UserError, writing
 
 
 def check_ending(path: str | Path) -> None:
-    """Raise UserError unless `write_video` knows the ending."""
+    """Raise UserError unless `write_frames` knows the ending."""
     if Path(path).suffix.lower() not in WRITERS:
         raise UserError(f"--output {path}: the ending must say the format: {', '.join(WRITERS)}")
 
@@ -32,7 +32,7 @@ def check_fps(path: str | Path, fps: float) -> None:
         raise UserError(f"--fps {fps:g}: a {Path(path).suffix} file holds {least:g} to {most:g}")
 
 
-def write_video(frames: Tensor, path: str | Path, fps: float = 8) -> None:
+def write_frames(frames: Tensor, path: str | Path, fps: float = 8) -> None:
     """uint8 (f H W 3) -> a file of the format that the ending names. Raises UserError."""
     check_ending(path)
     check_fps(path, fps)

@@ -18,6 +18,7 @@ Image.init()
 ANIMATED = tuple(form for form in ("AVIF", "GIF", "PNG", "WEBP") if form in Image.OPEN)   # by age
 FREE_OF_ALPHA = ("L", "RGB", "CMYK")
 PROFILE_MODES = {"RGB ": "RGB", "GRAY": "L", "CMYK": "CMYK"}
+BITS_PER_SAMPLE, PHOTOMETRIC = 258, 262     # tags of a TIFF
 SRGB_GAMMA = 0.45455        # what a PNG's gAMA chunk says of an image that is sRGB, or nearly
 
 
@@ -43,7 +44,8 @@ def read_image(path: str | Path, size: int) -> Tensor:
             warnings.simplefilter("ignore")     # what Pillow warns of either fails or is harmless
             with Image.open(path, formats=image_formats()) as image:
                 tags = getattr(image, "tag_v2", {})                         # of a TIFF
-                image.info |= {"bits": max(tags.get(258, (16,))), "negative": tags.get(262) == 0}
+                image.info |= {"bits": max(tags.get(BITS_PER_SAMPLE, (16,))),
+                               "negative": tags.get(PHOTOMETRIC) == 0}
                 scale_transparency(image)
                 image.draft("RGB", (4 * size, 4 * size))    # a JPEG may decode at a smaller scale
                 image.load()        # else a PNG's EXIF would, and its faults would be EXIF's

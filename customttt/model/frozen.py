@@ -1,4 +1,5 @@
-"""Training with frozen weights: what the way back need not keep, and what is cheaply made again.
+"""Training with frozen weights: what need not be kept for the backward pass, and what is
+cheaply recomputed there.
 
 All but the LoRAs is frozen, so most layers only hand a gradient on to those before them.
 """
@@ -19,7 +20,7 @@ def is_large(x: Tensor) -> bool:
 
 
 class Conv2d(nn.Conv2d):
-    """nn.Conv2d; while its weight is frozen, no input of it is kept for the way back."""
+    """nn.Conv2d; while its weight is frozen, no input of it is kept for the backward pass."""
 
     def forward(self, x: Tensor) -> Tensor:
         trained = self.weight.requires_grad or self.bias is not None and self.bias.requires_grad
@@ -47,9 +48,9 @@ class _FrozenConvolution(torch.autograd.Function):
         return gradient.to(ctx.dtype), None, None, None, None
 
 
-def made_again(function: Callable[..., Tensor], *inputs) -> Tensor:
-    """function(*inputs): only the inputs are kept, and the rest is made again on the way back
-    (Chen et al. 2016)."""
+def recomputed(function: Callable[..., Tensor], *inputs) -> Tensor:
+    """function(*inputs): only the inputs are kept, and the rest is recomputed in the backward
+    pass (Chen et al. 2016)."""
     return checkpoint(function, *inputs, use_reentrant=False)
 
 
@@ -58,7 +59,7 @@ def directly(function: Callable[..., Tensor], *inputs) -> Tensor:
 
 
 def cheaply(x: Tensor, weight: Tensor) -> Callable[..., Tensor]:
-    """How a cheap function of x is run: `made_again` where what it would keep is large, and its
+    """How a cheap function of x is run: `recomputed` where what it would keep is large, and its
     weight is frozen (in pretraining, at small widths, time counts for more)."""
     passes_on = x.requires_grad and torch.is_grad_enabled() and not weight.requires_grad
-    return made_again if passes_on and is_large(x) else directly
+    return recomputed if passes_on and is_large(x) else directly

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from .blocks import Downsample, FrameGroupNorm, ResNet, SpatialTransformer, Upsample, norm_silu
 from .config import MotionConfig, UNetConfig
-from .frozen import Conv2d, directly, made_again
+from .frozen import Conv2d, directly, recomputed
 from .motion import MotionModule
 
 
@@ -34,8 +34,10 @@ class Layer(nn.Module):
     """One of the nine: per resnet, a spatial transformer and a motion module where there is one."""
 
     def __init__(self, config: UNetConfig, inputs: Sequence[int], channels: int,
-                 spatial: int, motion: int, then: str = ""):
-        """`inputs`: the channels that each resnet reads; in layers 5 to 8 hidden + skip."""
+                 spatial_count: int, motion_count: int, then: str = ""):
+        """`inputs`: the channels that each resnet reads; in layers 5 to 8 hidden + skip.
+        `spatial_count`, `motion_count`: spatial transformers and motion modules. `then`:
+        "downsample", "upsample" or nothing."""
         super().__init__()
         time_width, groups = 4 * config.channels[0], config.groups
         self.resnets = nn.ModuleList(
@@ -43,17 +45,17 @@ class Layer(nn.Module):
             for c in inputs)
         self.spatial_transformers = nn.ModuleList(
             SpatialTransformer(channels, config.heads, config.text_width, groups)
-            for _ in range(spatial))
+            for _ in range(spatial_count))
         self.motion_modules = nn.ModuleList(
-            MotionModule(channels, config.motion, groups) for _ in range(motion))
+            MotionModule(channels, config.motion, groups) for _ in range(motion_count))
         self.downsample = Downsample(channels) if then == "downsample" else None
         self.upsample = Upsample(channels) if then == "upsample" else None
 
     def forward(self, x: Tensor, skips: Sequence[Tensor], time: Tensor, text: Tensor,
                 motion: bool, run: Callable) -> tuple[Tensor, list[Tensor]]:
-        """((b f) c h w), skips to read, (b d), (b n d) -> the same for the next layer, skips made.
+        """((b f) c h w), skips to read, (b d), (b n d) -> x for the next layer, and skips made.
 
-        `motion`: whether the motion modules are in. `run`: `directly` or `made_again`.
+        `motion`: whether the motion modules are in. `run`: `directly` or `recomputed`.
         """
         made = []
         for j, resnet in enumerate(self.resnets):
@@ -74,7 +76,7 @@ class Layer(nn.Module):
 
 
 class UNet(nn.Module):
-    """Predicts the noise eps in noisy latents z_t (b 4 f h w)."""
+    """Predicts the noise eps in noisy latents x_t (b 4 f h w)."""
 
     def __init__(self, config: UNetConfig):
         super().__init__()
@@ -111,7 +113,7 @@ class UNet(nn.Module):
         texts = self._nine_texts(latents, timesteps, text)
         if motion:
             self._check_motion(latents.shape[2])
-        run = made_again if self.gradient_checkpointing and torch.is_grad_enabled() else directly
+        run = recomputed if self.gradient_checkpointing and torch.is_grad_enabled() else directly
 
         time = self.time_embedding(timesteps)                                # (b d)
         if self.config.norm_across_frames and not motion:   # each frame is a clip of its own

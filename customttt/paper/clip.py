@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ..errors import UserError
 from ..files import keys
-from ..files.checks import divisible, whole, wrong
+from ..files.checks import check_divisible, whole, wrong
 from ..files.configs import TEXT_FIXED, check_fixed
 from ..files.reading import fill, read_json, read_weights
 from ..files.tokenizers import read_tokenizer
@@ -123,7 +123,7 @@ def architecture(tensors: Mapping, config: dict,
                      if key.startswith(prefix)})
         heads = whole(config.get(f"{name}_config", {}), "num_attention_heads", file, most=width,
                       default=max(1, width // HEAD))
-        divisible((width,), heads, "heads", file)
+        check_divisible((width,), heads, "heads", file)
         return {"width": width, "layers": depth, "heads": heads,
                 "inner_width": shape(f"{prefix}0.mlp.fc1.weight")[0]}
 

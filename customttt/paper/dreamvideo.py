@@ -36,8 +36,9 @@ from ..model.model import Model
 from ..model.unet import UNet
 from ..recipes import Recipe, Setting
 from ..run.checkpoint import is_of_a_run
-from ..run.data import (OUTPUT, add_data_flags, check_apart, fingerprint, read_clips, read_images,
-                        require_motion)
+from ..run.data import (OUTPUT, add_data_flags, check_apart, fingerprint, read_clips,
+                        read_images)
+from ..run.options import require_motion
 from ..run.stage import Job, Stage
 from ..sampling import decode_frames, sample_video
 from ..stages import Backward, spatial_step
@@ -88,8 +89,6 @@ class Word(Stage):
     """Trains one vector of the text encoder. Its contact sheet has the prompt as it began."""
 
     def parameters(self, model: Model) -> dict[str, nn.Parameter]:
-        model.unet.requires_grad_(False)
-        model.unet.word.vector.requires_grad_(True)
         return {"word": model.unet.word.vector}
 
     def save(self, model: Model, path: Path, metadata: dict) -> None:
@@ -102,11 +101,7 @@ class Adapted(Stage):
     """Trains adapters: `trained` says which."""
 
     def parameters(self, model: Model) -> dict[str, nn.Parameter]:
-        model.unet.requires_grad_(False)
-        parameters = adapter_parameters(model.unet, *self.trained)
-        for parameter in parameters.values():
-            parameter.requires_grad_(True)
-        return parameters
+        return adapter_parameters(model.unet, *self.trained)
 
     def save(self, model: Model, path: Path, metadata: dict) -> None:
         save_parameters(adapter_parameters(model.unet, *self.trained), path, metadata)

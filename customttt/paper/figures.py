@@ -68,7 +68,7 @@ def draw_dots(columns: dict[str, dict[str, tuple[float, float]]], title: str, pa
     for axes, (metric, rows) in zip(every.flat, columns.items()):
         places = range(len(rows), 0, -1)        # the first row on top
         axes.errorbar([mean for mean, _ in rows.values()], places, fmt="o", capsize=3,
-                      xerr=[half if half == half else 0 for _, half in rows.values()])
+                      xerr=[0 if math.isnan(half) else half for _, half in rows.values()])
         axes.set_yticks(places, names)
         axes.set_title(textwrap.fill(metric, 18), fontsize="medium")
         axes.grid(axis="x", alpha=0.3)

@@ -11,12 +11,12 @@ import torch
 
 from ..errors import UserError
 from ..recipes import EVERYWHERE, SMALL, Recipe
-from ..run.data import require_motion
-from ..run.options import add_model_flags, add_recipe_flags, device_named, open_model
+from ..run.options import (add_model_flags, add_recipe_flags, device_named, open_model,
+                           require_motion)
 from .cache import OUTPUT
 
 SAMPLED = Recipe(EVERYWHERE, SMALL)     # what a clip is sampled with
-COUNTS = ("prompts", "number", "combinations", "images", "steps")       # flags, in one or another
+COUNTS = ("prompts", "number", "combinations", "steps")     # flags, in one or another
 
 
 def add_shared_flags(parser: argparse.ArgumentParser) -> None:

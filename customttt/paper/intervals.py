@@ -8,7 +8,7 @@ import torch
 from torch import Generator, Tensor
 
 # Student's t, two-sided 95%, of 1 to 30 degrees of freedom.
-STUDENT = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228,
+T_95 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228,
            2.201, 2.179, 2.160, 2.145, 2.131, 2.120, 2.110, 2.101, 2.093, 2.086,
            2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042)
 
@@ -18,7 +18,7 @@ def interval(values: Sequence[float]) -> tuple[float, float]:
     mean, freedom = statistics.mean(values), len(values) - 1
     if not freedom:
         return mean, math.nan
-    t = STUDENT[freedom - 1] if freedom <= len(STUDENT) else 1.96 + 2.4 / freedom
+    t = T_95[freedom - 1] if freedom <= len(T_95) else 1.96 + 2.4 / freedom
     return mean, t * statistics.stdev(values) / math.sqrt(len(values))
 
 

@@ -28,7 +28,7 @@ import torch
 from PIL import Image, ImageSequence, UnidentifiedImageError
 from torch import Tensor
 
-from ..errors import UserError, check_writable, in_words, run
+from ..errors import UserError, check_writable, in_words, run_command
 from ..files.reading import write_json
 from ..media.clips import as_frames, to_images
 from ..media.find import IMAGE_ENDINGS, find_files
@@ -250,4 +250,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run(main)
+    run_command(main)

@@ -26,9 +26,9 @@ from pathlib import Path
 from torch import Tensor
 
 from ..draws import stream_seed
-from ..errors import UserError, run
+from ..errors import UserError, run_command
 from ..files.reading import read_json, write_json
-from ..media.clips import contact_sheet, to_images, write_video
+from ..media.clips import contact_sheet, to_images, write_frames
 from ..model.model import Model
 from ..run.options import chosen_settings, open_model
 from ..sampling import sample_video
@@ -119,7 +119,7 @@ def probe_once(cache: Cache, told: dict, probe: Callable[[], tuple], drawn: bool
     def make(folder: Path) -> None:
         scores, clips = probe()
         if drawn:
-            write_video(contact_sheet([clip[::max(1, len(clip) // COLUMNS)] for clip in clips]),
+            write_frames(contact_sheet([clip[::max(1, len(clip) // COLUMNS)] for clip in clips]),
                         folder / "clips.png")
         write_json(scores, folder / "scores.json")
     return cache.made("probes/pair", told | {"drawn": drawn}, make)
@@ -213,4 +213,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run(main)
+    run_command(main)

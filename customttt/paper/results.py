@@ -13,7 +13,7 @@ import os
 import shutil
 from pathlib import Path
 
-from ..errors import UserError, run, writing
+from ..errors import UserError, run_command, writing
 from ..files.reading import read_json
 from . import probe, tables
 from .cache import OUTPUT
@@ -127,4 +127,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run(main)
+    run_command(main)

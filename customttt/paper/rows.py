@@ -21,7 +21,7 @@ from torch import Tensor
 from ..draws import stream_seed
 from ..files.lora_files import load_lora
 from ..files.reading import read_json, write_json
-from ..media.clips import to_images, write_video
+from ..media.clips import to_images, write_frames
 from ..media.find import IMAGE_ENDINGS, find_files
 from ..recipes import SAMPLING
 from ..run.data import fingerprint
@@ -124,21 +124,21 @@ class Bench(NamedTuple):
                 {f"--{kind}": files[kind] for kind in ("spatial", "temporal")})
         return files
 
-    def clip(self, unit: Unit) -> Path:
+    def clip_folder(self, unit: Unit) -> Path:
         """The folder of a unit's clip. Rows share the noise."""
         (row, group, k), prompt = unit, unit.prompt
         seed = stream_seed(self.args.seed, f"table {group.name} {k}")
         told = {"prompt": prompt, "noise": seed}
         if row.clip is not None:
             told |= {"row": row.name, "group": group.content}
-            return self.cache.made("clips/clip", told, lambda folder: write_video(
+            return self.cache.made("clips/clip", told, lambda folder: write_frames(
                 row.clip(group, prompt, seed), folder / "clip.png"))
         files = self.loras(unit)
         if row.ttt is not None:
             files = {"ttt": files["ttt"]}
         told |= {"loras": [file.parent.name for file in files.values()], "scales": row.scales,
                  "recipe": values_of(SAMPLED, self.args)}
-        return self.cache.made("clips/clip", told, lambda folder: write_video(
+        return self.cache.made("clips/clip", told, lambda folder: write_frames(
             self.sample(files, row, group, prompt, seed), folder / "clip.png"))
 
     def sample(self, files: dict[str, Path], row: Row, group: Group, prompt: str,
@@ -160,7 +160,7 @@ class Bench(NamedTuple):
 
     def scores(self, unit: Unit) -> tuple[dict[str, float], list[Path]]:
         """A unit's scores, and the folders of the cache that they come from."""
-        clip, loras = self.clip(unit), self.loras(unit)
+        clip, loras = self.clip_folder(unit), self.loras(unit)
         scores, made = {}, [clip, *(file.parent for file in loras.values())]
         for scorer in self.scorers:
             told = {"clip": clip.name, "prompt": unit.prompt, "group": unit.group.content}

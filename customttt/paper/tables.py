@@ -22,7 +22,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
-from ..errors import UserError, run
+from ..errors import UserError, run_command
 from ..files.reading import read_json
 from .cache import open_cache, write_result
 from .flags import add_shared_flags, check_shared
@@ -264,4 +264,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run(main)
+    run_command(main)

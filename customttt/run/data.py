@@ -21,13 +21,14 @@ from ..draws import stream_seed
 from ..errors import UserError, in_words
 from ..files.lora_files import find_lora, load_lora
 from ..lora import add_lora
-from ..media.clips import as_frames, write_video
+from ..media.clips import as_frames, write_frames
 from ..media.find import IMAGE_ENDINGS, VIDEO_ENDINGS, caption_beside, find_files
 from ..media.images import read_image, to_square
 from ..media.videos import read_video
 from ..model.model import Model
 from ..sampling import latent_shape
 from .checkpoint import is_of_a_run
+from .options import require_motion, say_base
 from .stage import Job
 
 OUTPUT = Path("output")
@@ -38,8 +39,8 @@ class Texts(NamedTuple):
     """Text embeddings (1 77 d) of stage (c)."""
 
     target: Tensor
-    spatial_teacher: Tensor
-    temporal_teacher: Tensor
+    appearance: Tensor      # of the spatial teacher
+    motion: Tensor          # of the temporal teacher
     empty: Tensor
 
 
@@ -104,7 +105,7 @@ def read_data(model: Model, args: Namespace, example: str, what: str, endings: s
     prompts = prompts_of(args.prompt, files)
     pixels = torch.stack([read(file) for file in tqdm(files, desc=f"{what}s", leave=False)])
     if not args.resume:     # what is learned from, as the model sees it: a row of squares
-        write_video(as_frames(rearrange(pixels, "n c f h w -> (n f) c h w")),
+        write_frames(as_frames(rearrange(pixels, "n c f h w -> (n f) c h w")),
                     args.output / "data.png")
     return Job((encode(model, pixels, args.seed), model.encode_text(prompts)),
                prompts[0] if args.prompt is None else args.prompt,
@@ -155,30 +156,17 @@ def prepare_ttt(model: Model, settings: dict, args: Namespace) -> Job:
 def joined_prompts(metadata: dict, args: Namespace) -> tuple[str, str, str]:
     """The target prompt and the teachers', spatial and temporal: as given, or made of the two
     stages' prompts."""
-    subject, motion = metadata["spatial_prompt"], metadata["temporal_prompt"]
-    doing = motion.partition(" is ")[2]         # "a man is lifting weights" -> "lifting weights"
+    spatial, temporal = metadata["spatial_prompt"], metadata["temporal_prompt"]
+    doing = temporal.partition(" is ")[2]       # "a man is lifting weights" -> "lifting weights"
     if not doing and None in (args.prompt, args.motion_prompt):
-        raise UserError(f"the motion's prompt \"{motion}\" does not say \"... is ...\": give "
+        raise UserError(f"the motion's prompt \"{temporal}\" does not say \"... is ...\": give "
                         f"--prompt and --motion-prompt")
     prompts = tuple(default if given is None else given for given, default in (
-        (args.prompt, f"{subject} is {doing}"),
-        (args.appearance_prompt, f"{subject} is doing something"),
+        (args.prompt, f"{spatial} is {doing}"),
+        (args.appearance_prompt, f"{spatial} is doing something"),
         (args.motion_prompt, f"an object is {doing}")))
     print("target: {}\nspatial teacher: {}\ntemporal teacher: {}".format(*prompts))
     return prompts
-
-
-def say_base(file: Path, metadata: dict, model: Model) -> None:
-    """Say where a LoRA was trained on another model than the one that it is used on."""
-    base = metadata.get("base_model", model.name)
-    if base != model.name:
-        print(f"{file}: was trained on {base}, is used on {model.name}")
-
-
-def require_motion(model: Model, instead: str = "") -> None:
-    if model.unet.config.motion is None:
-        raise UserError(f"--model {model.name} has no motion module: give one with --motion-module"
-                        + (f", {instead}" if instead else ""))
 
 
 def fingerprint(files: list[Path], prompts: Sequence[str] = ()) -> str:

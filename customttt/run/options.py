@@ -75,6 +75,19 @@ def open_model(args: argparse.Namespace, motion: bool = True) -> tuple[Model, st
     return model, precision
 
 
+def say_base(file: Path, metadata: dict, model: Model) -> None:
+    """Say where a LoRA was trained on another model than the one that it is used on."""
+    base = metadata.get("base_model", model.name)
+    if base != model.name:
+        print(f"{file}: was trained on {base}, is used on {model.name}")
+
+
+def require_motion(model: Model, instead: str = "") -> None:
+    if model.unet.config.motion is None:
+        raise UserError(f"--model {model.name} has no motion module: give one with --motion-module"
+                        + (f", {instead}" if instead else ""))
+
+
 def device_named(name: str) -> torch.device:
     try:
         device = torch.device(name)

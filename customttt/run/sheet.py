@@ -10,7 +10,7 @@ from torch import Tensor
 from ..diffusion import ddim, ddim_timesteps
 from ..draws import stream_seed
 from ..lora import lora_on
-from ..media.clips import FPS_RANGE, contact_sheet, write_video
+from ..media.clips import FPS_RANGE, contact_sheet, write_frames
 from ..model.model import Model
 from ..recipes import SAMPLING
 from ..sampling import decode_frames, initial_noise
@@ -41,9 +41,9 @@ def sheet_drawer(model: Model, prompt: str, settings: dict, seed: int,
                 *_, z = ddim(model.unet, noise.to(model.device), text, empty, timesteps,
                              settings["guidance"], motion)
             clips.append(decode_frames(model, z))
-        write_video(contact_sheet([clip[::stride(len(clip))] for clip in clips]), path)
+        write_frames(contact_sheet([clip[::stride(len(clip))] for clip in clips]), path)
         if motion:
-            write_video(side_by_side(clips, settings["frames"]), path.with_suffix(".gif"), fps)
+            write_frames(side_by_side(clips, settings["frames"]), path.with_suffix(".gif"), fps)
     return draw
 
 

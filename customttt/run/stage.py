@@ -39,12 +39,8 @@ class Stage:
     motion: bool = True                     # False: motion modules are not loaded
 
     def parameters(self, model: Model) -> dict[str, nn.Parameter]:
-        """What is trained; they alone get gradients."""
-        model.unet.requires_grad_(False)
-        parameters = lora_parameters(model.unet, *self.trained)
-        for parameter in parameters.values():
-            parameter.requires_grad_(True)
-        return parameters
+        """What is trained, by name."""
+        return lora_parameters(model.unet, *self.trained)
 
     def groups(self, parameters: dict[str, nn.Parameter], settings: dict) -> list[dict] | None:
         """The parameters by learning rate ("params" and "lr"); None: all have one."""
@@ -52,3 +48,10 @@ class Stage:
 
     def save(self, model: Model, path: Path, metadata: dict) -> None:
         save_lora(model.unet, path, metadata, self.trained)
+
+
+def train_only(unet: nn.Module, parameters: dict[str, nn.Parameter]) -> None:
+    """These alone get gradients; all else of the UNet is frozen."""
+    unet.requires_grad_(False)
+    for parameter in parameters.values():
+        parameter.requires_grad_(True)

@@ -10,7 +10,7 @@ from ..draws import stream_seed
 from .loop import Run, fit
 from .options import add_model_flags, add_recipe_flags, chosen_settings, open_model
 from .sheet import sheet_drawer
-from .stage import Stage
+from .stage import Stage, train_only
 
 
 def train(stage: Stage, args: argparse.Namespace) -> bool:
@@ -28,6 +28,7 @@ def train(stage: Stage, args: argparse.Namespace) -> bool:
     metadata = {"kind": stage.kind, "prompt": job.prompt, "base_model": model.name, "scale": 1,
                 "recipe": settings} | job.metadata
     parameters = stage.parameters(model)
+    train_only(model.unet, parameters)
     finished = fit(Run(
         args.output, model.unet, parameters,
         step=partial(stage.step, model.unet, *job.inputs, settings),
@@ -51,7 +52,7 @@ def add_training_flags(parser: argparse.ArgumentParser, stage: Stage | None) -> 
                         help="draw a contact sheet of samples every so many steps and at the end; "
                         "0: never (default: %(default)s)")
     parser.add_argument("--gradient-checkpointing", action="store_true",
-                        help="less memory, more time: each block runs again on the way back")
+                        help="less memory, more time: the backward pass runs each block again")
     if stage is not None:
         stage.add_flags(parser.add_argument_group(f"stage {stage.name}"))
         add_recipe_flags(parser.add_argument_group(f"recipe of stage {stage.name}"), stage.recipe)

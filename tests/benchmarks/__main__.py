@@ -23,7 +23,7 @@ from pathlib import Path
 
 import torch
 
-from customttt.errors import UserError, run, writing
+from customttt.errors import UserError, run_command, writing
 from customttt.files.random_model import random_model
 from customttt.files.save import save_model
 from customttt.run.memory import total
@@ -159,4 +159,4 @@ def write(path: Path, name: str, head: str, line: str) -> None:
 
 
 if __name__ == "__main__":
-    run(main)
+    run_command(main)

@@ -1,4 +1,4 @@
-"""Bytes that a training step keeps for its way back, by the line that made them, largest first.
+"""Bytes that a training step keeps for its backward pass, by the line that made them.
 
   python tests/benchmarks/kept.py temporal [--frames 16]
 

@@ -70,10 +70,18 @@ def decode(job):
     return lambda: decode_frames(model, job.clip())
 
 
+def trained(model, stage: str) -> list:
+    """What the stage trains; all else is frozen (written out, older checkouts lack `train_only`)."""
+    parameters = list(STAGES[stage].parameters(model).values())
+    model.unet.requires_grad_(False)
+    for p in parameters:
+        p.requires_grad_(True)
+    return parameters
+
+
 def training(job, model, stage: str, step):
     """One step of a stage, with Lion: what run/loop.py does between two lines of its log."""
-    parameters = list(STAGES[stage].parameters(model).values())
-    optimizer = customttt.Lion(parameters, lr=1e-5)
+    optimizer = customttt.Lion(trained(model, stage), lr=1e-5)
     scaler = torch.amp.GradScaler(job.device.type, enabled=job.precision == "fp16")
     draws = Draws(0)
     model.unet.train()
@@ -118,7 +126,7 @@ def placement(job, full: bool = False):
     def once():
         for kind, step in (("spatial", first), ("temporal", second)):
             with customttt.lora.lora_on(model.unet, kind):
-                STAGES[kind].parameters(model)
+                trained(model, kind)
                 step()
     return once
 

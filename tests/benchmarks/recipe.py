@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from customttt.errors import run
+from customttt.errors import run_command
 from customttt.files.random_model import random_model
 from customttt.files.save import save_model
 
@@ -92,4 +92,4 @@ def noise(job: Job, precision: str) -> torch.Tensor:
 
 
 if __name__ == "__main__":
-    run(main)
+    run_command(main)

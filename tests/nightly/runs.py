@@ -13,8 +13,8 @@ from PIL import Image
 
 import sample
 import train
-from customttt.errors import run
-from customttt.media.clips import write_video
+from customttt.errors import run_command
+from customttt.media.clips import write_frames
 
 ROOT = Path(__file__).resolve().parents[2]
 TINY = ROOT / "weights" / "tiny"
@@ -37,7 +37,7 @@ class Child:
                 sys.stdout, sys.stderr = (open(number, "w", closefd=False) for number in (1, 2))
                 sys.argv = [str(argument) for argument in arguments]
                 before()
-                run(sample.main if arguments[0] == "sample" else train.main)
+                run_command(sample.main if arguments[0] == "sample" else train.main)
                 code = 0
             except SystemExit as end:
                 code = end.code
@@ -76,7 +76,7 @@ def prepare(place: Path, stages: tuple[str, ...] = STAGES) -> None:
     """Data below `place`, and whole runs of the stages in place/whole."""
     torch.manual_seed(0)
     Image.effect_noise((80, 64), 60).convert("RGB").save(place / "bear.png")
-    write_video(torch.randint(255, (4, 64, 64, 3), dtype=torch.uint8), place / "clip.mp4", 8)
+    write_frames(torch.randint(255, (4, 64, 64, 3), dtype=torch.uint8), place / "clip.mp4", 8)
     for name in stages:
         child = Child(stage(name, place, place / "whole" / name), place / "said")
         if child.wait() != 0:

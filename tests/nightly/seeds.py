@@ -20,7 +20,7 @@ from customttt.files.lora_files import load_lora, save_lora
 from customttt.files.random_model import random_model
 from customttt.files.save import position_tables, save_model
 from customttt.lora import add_lora, merge_lora
-from customttt.media.clips import write_video
+from customttt.media.clips import write_frames
 from customttt.media.find import caption_beside
 from customttt.media.images import read_image
 from customttt.media.videos import read_video
@@ -171,7 +171,7 @@ def _videos(folder: Path) -> list[Seed]:
             container.mux(stream.encode())
     for ending in ("gif", "webp", "mp4"):
         paths.append(place / f"ours.{ending}")
-        write_video(clip, paths[-1], 12)
+        write_frames(clip, paths[-1], 12)
     pictures = [Image.frombytes("RGB", (48, 32), bytes(frame.flatten().tolist())) for frame in clip]
     for ending in ("png", "avif"):
         paths.append(place / f"moving.{ending}")
@@ -254,6 +254,6 @@ def _runs(folder: Path) -> list[Seed]:
                              torch.device("cpu"))
     state.step = 2
     state.save()
-    write_video(torch.randint(255, (2, 32, 32, 3), dtype=torch.uint8), place / "data.png")
+    write_frames(torch.randint(255, (2, 32, 32, 3), dtype=torch.uint8), place / "data.png")
     return [Seed(place / name, place, use_run, weight) for name, weight in
             (("checkpoint.pt", 12), ("log.jsonl", 1), ("data.png", 2))]

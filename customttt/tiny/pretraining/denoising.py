@@ -21,7 +21,7 @@ UNET = UNetConfig(channels=(32, 64, 96, 96), latent_channels=4, text_width=96, h
 
 
 def attend_in_fp32(unet: UNet) -> None:
-    """A CPU's bfloat16 kernel of attention is slow on the way back."""
+    """A CPU's bfloat16 kernel of attention is slow in the backward pass."""
     for attention in unet.modules():
         if isinstance(attention, Attention):
             for linear in (attention.to_q, attention.to_k, attention.to_v):

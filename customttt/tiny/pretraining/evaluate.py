@@ -20,9 +20,9 @@ from torch import Generator, Tensor
 from tqdm import tqdm
 
 from ...diffusion import ddim, ddim_timesteps
-from ...errors import run
+from ...errors import run_command
 from ...files.load import load_model
-from ...media.clips import as_frames, contact_sheet, write_video
+from ...media.clips import as_frames, contact_sheet, write_frames
 from ...model.model import Model
 from ..world import clips as world, subjects
 from .data import draw_clips, draw_frames
@@ -146,7 +146,7 @@ def evaluate_samples(folder: Path, n: int, seed: int, guidance: float, frames: i
     if sheet is not None:
         if frames == 1:
             kept = [torch.cat(kept[k:k + 10]) for k in range(0, len(kept), 10)]
-        write_video(contact_sheet([row[::1 if frames == 1 else 2] for row in kept[:20]]), sheet)
+        write_frames(contact_sheet([row[::1 if frames == 1 else 2] for row in kept[:20]]), sheet)
 
 
 def main() -> None:
@@ -169,4 +169,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run(main)
+    run_command(main)

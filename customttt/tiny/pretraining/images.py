@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 from torch.func import functional_call
 
-from ...diffusion import STEPS
+from ...diffusion import TIMESTEPS
 from ...files import keys
 from ...files.configs import unet_json
 from ...files.load import WEIGHTS
@@ -77,7 +77,7 @@ def image_stage(unet: UNet, folder: Path, work: Path, recipe: Recipe, machine: M
             jitter = torch.randint(-1, 2, (n, 2), generator=generator)
             z, shown = (cut(maps, corners[some] + jitter, CROP) for maps in (z[:, :, 0], shown))
             z = z[:, :, None]
-        t = torch.randint(STEPS, (n,), generator=generator)
+        t = torch.randint(TIMESTEPS, (n,), generator=generator)
         word = torch.tensor([motions.MOTIONS.index(clips[k].motion.word)
                              if clips[k].motion.word in caption else -1
                              for k, caption in zip(some, captions)])

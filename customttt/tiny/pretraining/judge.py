@@ -10,7 +10,7 @@ from torch import Tensor
 from ...paper.metrics import consistency
 from ..world import clips as world, subjects
 from ..world.subjects import Subject
-from .parts import load_clip, longest
+from .parts import load_towers, longest
 
 
 def as_pixels(frames: Tensor) -> Tensor:
@@ -35,7 +35,7 @@ class Judge:
     """Zero-shot choices: the caption that fits best among those that differ in one attribute."""
 
     def __init__(self, folder: str | Path):
-        self.clip, self.tokenizer = load_clip(folder)
+        self.clip, self.tokenizer = load_towers(folder)
         self.known = {}
 
     @torch.no_grad()

@@ -76,7 +76,7 @@ def change_inside(frames: Tensor, trajectory: Tensor) -> float:
     x, y, size = trajectory.T[..., None, None]
     grid = torch.linspace(-1, 1, 24)
     places = torch.stack([(x + size * grid) / w * 2 - 1 + 0 * grid[:, None],
-                          (y + size * grid[:, None]) / h * 2 - 1 + 0 * grid], dim=-1)  # fmt: skip
+                          (y + size * grid[:, None]) / h * 2 - 1 + 0 * grid], dim=-1)
     crops = F.grid_sample(pictures, places, padding_mode="border", align_corners=False)
     return (crops - crops[:1]).abs().amax(1).mean((1, 2)).amax().item()
 

@@ -31,7 +31,7 @@ from ..world.chance import choice, uniform
 from .data import (BFLOAT16, Machine, cut, describe, draw_clips, draw_frames, fits,
                    make_tokenizer)
 from .judge import of_kind
-from .parts import load_clip, load_vae, longest, save_clip
+from .parts import load_towers, load_vae, longest, save_clip
 
 LATENT_DEVIATION = 0.5      # of the scaled latents
 
@@ -169,7 +169,7 @@ def towers_stage(folder: Path, recipe: Recipe, locked: bool) -> Stage:
     subject's centre lies from here, in radii; at the end, on the subject, which kind it is, and
     from the whole, the colours of its parts.
     """
-    clip, tokenizer = load_clip(folder)
+    clip, tokenizer = load_towers(folder)
     kinds, colours = tuple(subjects.DRAWINGS), tuple(subjects.COLOURS)
     vision, width = clip.vision_model, clip.vision_model.config.width
 

@@ -20,7 +20,7 @@ from ...model.config import MotionConfig
 from ...model.tokenizer import Tokenizer
 from ...model.unet import UNet
 from ...model.vae import VAE
-from ...paper.clip import load_clip as load_towers
+from ...paper.clip import load_clip
 
 
 def save_clip(clip: CLIP, tokenizer: Tokenizer, folder: Path) -> None:
@@ -40,9 +40,9 @@ def save_clip(clip: CLIP, tokenizer: Tokenizer, folder: Path) -> None:
     save_part(clip, keys.public_clip, config, folder / "clip" / "model.safetensors", torch.float16)
 
 
-def load_clip(folder: str | Path) -> tuple[CLIP, Tokenizer]:
+def load_towers(folder: str | Path) -> tuple[CLIP, Tokenizer]:
     """Both towers, and the tokenizer beside them."""
-    embedder = load_towers(Path(folder) / "clip")
+    embedder = load_clip(Path(folder) / "clip")
     return embedder.clip, embedder.tokenizer
 
 

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 from torch.func import functional_call
 
-from ...diffusion import STEPS
+from ...diffusion import TIMESTEPS
 from ...files import keys
 from ...files.configs import motion_json
 from ...files.load import WEIGHTS
@@ -73,7 +73,7 @@ def clips_stage(unet: UNet, folder: Path, work: Path, recipe: Recipe, machine: M
     subject will be; the others are from all.
 
     On fewer frames than a clip's, only those from layer 2 on are trained: layers 0 and 1 are the
-    dearest, and need no way back then; and errors are those of z, so that place and colour,
+    dearest, and need no backward pass then; and errors are those of z, so that place and colour,
     decided where noise is strong, weigh more than texture. Heads that are thrown away afterwards
     ask some layers where the subject is and how it moves, frame by frame.
     """
@@ -93,9 +93,9 @@ def clips_stage(unet: UNet, folder: Path, work: Path, recipe: Recipe, machine: M
         n = recipe.batch
         i = torch.randint(len(clips), (n,), generator=generator)
         captions = texts.draw([clips[k] for k in i], generator, motion=0.95)
-        low = 0.9 * STEPS * (torch.rand(n, generator=generator) < noisiest)
-        t = (low + (STEPS - low) * torch.rand(n, generator=generator)).long()
-        t = t.clamp(max=STEPS - 1)      # the sum can round to 1000
+        low = 0.9 * TIMESTEPS * (torch.rand(n, generator=generator) < noisiest)
+        t = (low + (TIMESTEPS - low) * torch.rand(n, generator=generator)).long()
+        t = t.clamp(max=TIMESTEPS - 1)      # the sum can round to 1000
         some = torch.randperm(world.FRAMES, generator=generator)[:frames].sort().values
         z = latents[i][:, :, some].float()
         return (*noised(z, t, generator, power=0.5 if whole else 1), t, texts.tokenizer(captions),

@@ -1,5 +1,5 @@
-from ...errors import run
+from ...errors import run_command
 from .study import main
 
 if __name__ == "__main__":
-    run(main)
+    run_command(main)

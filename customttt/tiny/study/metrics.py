@@ -19,7 +19,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ...errors import UserError, run
+from ...errors import UserError, run_command
 from ...media.clips import as_frames
 from ...paper import tables
 from ...paper.intervals import bootstrap, pearson, spearman
@@ -99,4 +99,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run(main)
+    run_command(main)

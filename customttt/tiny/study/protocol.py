@@ -16,9 +16,9 @@ from pathlib import Path
 from torch import Generator
 
 from ...draws import stream_seed
-from ...errors import run
+from ...errors import run_command
 from ...files.reading import write_json
-from ...media.clips import write_video
+from ...media.clips import write_frames
 from ...paper.rows import Group
 from ..world.clips import SCENES, make_clip, render
 from ..world.motions import HELD_OUT_MOTIONS
@@ -51,11 +51,11 @@ def write_group(folder: Path, prompts: Sequence[Combination]) -> Group:
     subject, images = HELD_OUT_SUBJECTS[one.subject], folder / dashed(one.subject)
     generator = Generator().manual_seed(stream_seed(11, one.subject))
     for k, scene in enumerate(SCENES):
-        write_video(render(make_clip(subject, STILL, scene, generator), [0]), images / f"{k}.png")
+        write_frames(render(make_clip(subject, STILL, scene, generator), [0]), images / f"{k}.png")
     clip = make_clip(Subject("ball", ("red",)), HELD_OUT_MOTIONS[one.motion], "grass",
                      Generator().manual_seed(stream_seed(11, one.motion)))
     video = folder / f"{dashed(one.motion)}.gif"        # x264 gives other bytes now and then
-    write_video(render(clip), video)
+    write_frames(render(clip), video)
     return Group(images, f"a {subject.kind}", video, clip.caption,
                  tuple(each.prompt for each in prompts))
 
@@ -80,4 +80,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run(main)
+    run_command(main)

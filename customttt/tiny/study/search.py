@@ -18,7 +18,7 @@ import argparse
 import shlex
 from dataclasses import replace
 
-from ...errors import UserError, run
+from ...errors import UserError, run_command
 from ...paper import tables
 from ...paper.rows import Group, Row
 from .protocol import write_group
@@ -88,4 +88,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run(main)
+    run_command(main)

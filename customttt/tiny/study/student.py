@@ -20,7 +20,7 @@ from torch import Generator, Tensor
 
 from ...diffusion import add_noise
 from ...draws import Draws
-from ...errors import run
+from ...errors import run_command
 from ...files.lora_files import load_lora
 from ...files.reading import read_metadata
 from ...lora import lora_on
@@ -76,15 +76,16 @@ def preservation(unet: UNet, texts: Texts, shape: tuple[int, ...],
     For each of the two, how far the student's was above that of the teacher, under the teacher's
     prompt, before training, and how training changed it.
     """
-    teachers = {"appearance": (TEACHERS[:1], texts.spatial_teacher, False),
-                "motion": (TEACHERS[1:], texts.temporal_teacher, True)}
+    teachers = {"appearance": (TEACHERS[:1], texts.appearance, False),
+                "motion": (TEACHERS[1:], texts.motion, True)}
     student = {"before": (TEACHERS, texts.target, True), "after": (TRAINED, texts.target, True)}
     losses = {name: dict.fromkeys(("teacher", "before", "after"), 0.0) for name in teachers}
-    draw, (_, t_ref) = Draws(UNSEEN_SEED), reference_timesteps(settings)
+    draw, (timesteps, t_ref) = Draws(UNSEEN_SEED), reference_timesteps(settings)
     for _ in range(DRAWS):
         references = ttt_step(unet, texts, shape, settings, draw, backward=lambda loss: None)
         for (name, teacher), z_ref in zip(teachers.items(), references):
-            eps, t = draw.noise_like(z_ref), noising_timesteps(z_ref, t_ref, settings, draw)
+            eps = draw.noise_like(z_ref)
+            t = noising_timesteps(z_ref, timesteps[-1], settings, draw)
             x_t = add_noise(z_ref, eps, t, t_ref)
             for who, (on, text, motion) in {"teacher": teacher, **student}.items():
                 with lora_on(unet, *on):
@@ -148,4 +149,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run(main)
+    run_command(main)

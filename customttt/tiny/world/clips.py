@@ -19,13 +19,13 @@ from .chance import choice, uniform
 from .motions import MOTIONS, PATHS, Motion, sample_motion
 from .subjects import COLOURS, DRAWINGS, INK, PLAIN, WHITE, Subject, sample_subject
 
-SIZE, FRAMES, FPS = 64, 16, 8
+SIZE, FRAMES = 64, 16      # at 8 frames a second
 MARGIN = 2  # pixels between a subject and the frame's edge, where its path leaves room
 OUTLINE = 1.3  # pixels; keeps a blue fish apart from the sea and a white one from the snow
 FIXED = ((0.06, 0.05, 0.08), (0.97, 0.97, 0.97))  # INK, WHITE
 
 SCENES = {"grass": "on the grass", "snow": "on the snow", "sand": "on the sand",
-          "night": "in the night", "sea": "in the sea"}  # fmt: skip
+          "night": "in the night", "sea": "in the sea"}
 SKY_AND_GROUND = {
     "grass": ((0.70, 0.86, 0.95), (0.52, 0.76, 0.33)),
     "snow": ((0.67, 0.74, 0.82), (0.87, 0.91, 0.96)),
@@ -60,7 +60,7 @@ class Clip:
         t = torch.linspace(0, 1, FRAMES)
         x, y, log_size, angle = PATHS[self.motion.path](t, self.motion)
         columns = (self.centre[0] + x, self.centre[1] + y,
-                   self.radius * torch.as_tensor(log_size).exp(), self.tilt + angle)  # fmt: skip
+                   self.radius * torch.as_tensor(log_size).exp(), self.tilt + angle)
         return torch.stack([torch.as_tensor(c, dtype=t.dtype).expand(FRAMES) for c in columns], 1)
 
 
@@ -83,7 +83,7 @@ def make_clip(subject: Subject, motion: Motion, scene: str, generator: torch.Gen
 
 
 def sample_clip(generator: torch.Generator, kinds=tuple(DRAWINGS), words=MOTIONS,
-                scenes=tuple(SCENES)) -> Clip:  # fmt: skip
+                scenes=tuple(SCENES)) -> Clip:
     """A pretraining clip: subject kind, motion word and scene evenly drawn from those given."""
     subject = sample_subject(generator, choice(generator, kinds))
     motion = sample_motion(generator, choice(generator, words))
@@ -126,7 +126,7 @@ def shades(subject: Subject, u: Tensor, v: Tensor, generator: torch.Generator) -
     brightness = 0.92 + 0.12 * torch.rand(len(palette), 1, generator=generator)
     palette = palette * brightness + 0.03 * torch.randn(palette.shape, generator=generator)
     colours = dict(enumerate(palette.clamp(0, 1))) | {INK: torch.tensor(FIXED[0]),
-                                                      WHITE: torch.tensor(FIXED[1])}  # fmt: skip
+                                                      WHITE: torch.tensor(FIXED[1])}
     if subject.kind in PLAIN:
         pattern = choice(generator, ("shading", "stripes", "dots"))
         angle = uniform(generator, 0, tau)

@@ -11,8 +11,8 @@ from pathlib import Path
 
 from torch import Generator
 
-from ...errors import run, writing
-from ...media.clips import write_video
+from ...errors import run_command, writing
+from ...media.clips import write_frames
 from .clips import SCENES, make_clip, render
 from .motions import HELD_OUT_MOTIONS, Motion
 from .subjects import HELD_OUT_SUBJECTS, Subject
@@ -27,9 +27,9 @@ def write_examples(folder: Path, seed: int = 7) -> None:
     still = Motion("standing still", "standing still")
     for k, scene in enumerate(SCENES):
         clip = make_clip(SUBJECT, still, scene, generator)
-        write_video(render(clip, slice(0, 1)), folder / "subject" / f"{k}.png")
+        write_frames(render(clip, slice(0, 1)), folder / "subject" / f"{k}.png")
     clip = make_clip(Subject("ball", ("red",)), MOTION, "grass", generator)
-    write_video(render(clip), folder / "motion.mp4")
+    write_frames(render(clip), folder / "motion.mp4")
     for name, text in (("subject", f"a {SUBJECT.kind}"), ("motion", clip.caption)):
         with writing(folder / f"{name}.txt") as temporary:
             temporary.write_text(text + "\n", encoding="utf-8")
@@ -43,4 +43,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run(main)
+    run_command(main)

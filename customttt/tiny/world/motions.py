@@ -55,7 +55,7 @@ PATHS = {
     "shrinking": lambda t, m: (0, 0, -travel(t, m), 0),
     "spinning": lambda t, m: (0, 0, 0, tau * m.turns * t),
     "standing still": lambda t, m: (0, 0, 0, 0),
-}  # fmt: skip
+}
 MOTIONS = tuple(PATHS)
 
 HELD_OUT_PATHS = {  # name: (word, path)
@@ -82,7 +82,7 @@ HELD_OUT_PATHS = {  # name: (word, path)
         11 * (1 - t) * torch.cos(2 * tau * t), 11 * (1 - t) * torch.sin(2 * tau * t),
         0.35 - 0.7 * t, 0)),
     "pendulum": ("spinning", lambda t, m: (0, 0, 0, 1.2 * torch.sin(1.5 * tau * t))),
-}  # fmt: skip
+}
 PATHS |= {name: path for name, (_, path) in HELD_OUT_PATHS.items()}
 HELD_OUT_MOTIONS = {name: Motion(word, name) for name, (word, _) in HELD_OUT_PATHS.items()}
 
@@ -125,7 +125,7 @@ def sample_motion(generator: torch.Generator, word: str) -> Motion:
         return Motion(word, word, uniform(g, 16, 24), sign * uniform(g, 0.9, 1.5), uniform(g, 0, 1))
     if word == "bouncing":
         return Motion(word, word, uniform(g, 14, 22), uniform(g, 1.8, 3.0), uniform(g, 0, 1),
-                      uniform(g, -3, 3))  # fmt: skip
+                      uniform(g, -3, 3))
     if word in ("growing", "shrinking"):
         return Motion(word, word, uniform(g, log(1.6), log(2.0)), 1, uniform(g, -0.4, 0.4))
     if word == "spinning":

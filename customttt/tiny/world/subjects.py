@@ -19,7 +19,7 @@ COLOURS = {
     "red": (0.88, 0.10, 0.12), "orange": (1.00, 0.52, 0.05), "yellow": (1.00, 0.90, 0.15),
     "green": (0.05, 0.52, 0.16), "blue": (0.14, 0.22, 0.92), "purple": (0.52, 0.12, 0.66),
     "pink": (1.00, 0.60, 0.80), "white": (0.98, 0.98, 0.96),
-}  # fmt: skip
+}
 
 
 def circle(u, v, x, y, r):
@@ -88,7 +88,7 @@ def teddy_bear(u, v):
         (ellipse(u, v, 0, 0.16, 0.17, 0.12), INK),   # nose
         (ellipse(m, v, 0.30, 0.82, 0.30, 0.20), 2),  # bow tie
         (circle(u, v, 0, 0.82, 0.11), INK),
-    ]  # fmt: skip
+    ]
 
 
 def rabbit(u, v):
@@ -101,7 +101,7 @@ def rabbit(u, v):
         (ellipse(u, v, 0, 0.62, 0.22, 0.28), 1),      # muzzle
         (circle(m, v, 0.30, 0.18, 0.13), INK),        # eyes
         (ellipse(u, v, 0, 0.44, 0.15, 0.11), INK),    # nose
-    ]  # fmt: skip
+    ]
 
 
 def robot(u, v):
@@ -115,7 +115,7 @@ def robot(u, v):
         (circle(m, v, 0.34, -0.06, 0.11), INK),
         (box(u, v, 0, 0.52, 0.50, 0.18), 1),                # grille
         (box((m - 0.17).abs(), v, 0, 0.52, 0.04, 0.14), INK),
-    ]  # fmt: skip
+    ]
 
 
 def fish(u, v):
@@ -130,7 +130,7 @@ def fish(u, v):
         (torch.maximum(body, (u + 0.22).abs() - 0.12), 2),
         (circle(u, v, 0.64, -0.08, 0.19), WHITE),           # eye
         (circle(u, v, 0.69, -0.08, 0.11), INK),
-    ]  # fmt: skip
+    ]
 
 
 # A drawing maps u, v of shape (f, h, w), in radii from the subject's centre, to its parts from
@@ -187,7 +187,7 @@ def is_held_out(subject: Subject) -> bool:
         and (sum(a == b for a, b in zip(subject.colours, other.colours)) >= 2
              or set(subject.colours) == set(other.colours))
         for other in HELD_OUT_SUBJECTS.values()
-    )  # fmt: skip
+    )
 
 
 def sample_subject(generator: torch.Generator, kind: str) -> Subject:
