@@ -119,7 +119,8 @@ def put_lora(module: nn.Module, target: str, name: str, rank: int, dropout: floa
         setattr(module.get_submodule(owner), leaf, wrapper)
     if name in wrapper.loras:
         raise ValueError(f"{target} has a LoRA {name!r} already: give this one another name")
-    wrapper.loras[name] = LoRA(wrapper.base, rank, dropout, scale)
+    lora = LoRA(wrapper.base, rank, dropout, scale)
+    wrapper.loras[name] = lora.train(wrapper.base.training)     # no dropout while it samples
     wrapper.on.add(name)
     return wrapper.loras[name]
 

@@ -42,10 +42,11 @@ def is_full_size(unet: UNet) -> bool:
     return unet.config.channels == SD15_UNET.channels
 
 
+MOST_STEPS = TIMESTEPS // 2     # of DDIM: diffusers' last of more ends short of clean latents
 EVERYWHERE = {
     "size": Setting(256, "supplement", "pixels along each side"),
     "frames": Setting(16, "supplement", "of a clip"),
-    "sampling_steps": Setting(25, "supplement", "DDIM steps of a sample", below=TIMESTEPS),
+    "sampling_steps": Setting(25, "supplement", "DDIM steps of a sample", below=MOST_STEPS + 1),
     "guidance": Setting(9.0, "supplement", "classifier-free guidance of a sample", zero=True),
 }
 FPS = {"fps": Setting(8.0, "supplement", "frames a second")}
@@ -100,7 +101,8 @@ TTT = Recipe(
         "steps": Setting(30, "supplement", "training steps"),
         "learning_rate": Setting(1e-6, "supplement", "of Lion"),
         "reference_steps": Setting(5, "supplement, section 1 and table 4",
-                                   "DDIM steps of the reference latents", below=TIMESTEPS),
+                                   "DDIM steps of the reference latents",
+                                   below=MOST_STEPS + 1),
         "reference_guidance": Setting(9.0, "open: as in sampling",
                                       "classifier-free guidance of the reference latents",
                                       zero=True),

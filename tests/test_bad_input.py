@@ -301,7 +301,7 @@ def test_ttt_with_a_motion_prompt_that_has_no_is(call, place):
     ("ttt", "--rank 8", ["--rank", "leave it out"]),
     ("ttt", "--reference-timestep next --reference-steps 2", ["--reference-steps 2"]),
     ("temporal", "--least-timestep 1000", ["--least-timestep 1000", "less than 1000"]),
-    ("sample", "--sampling-steps 1000", ["--sampling-steps 1000", "less than 1000"]),
+    ("sample", "--sampling-steps 501", ["--sampling-steps 501", "less than 501"]),
     ("sample", "--fps 0", ["--fps 0"]),
     ("sample", "--guidance -1", ["--guidance -1"]),
     ("sample", "--device cuda:99", ["--device cuda:99"]),

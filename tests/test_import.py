@@ -151,6 +151,23 @@ def test_diffusers_save_lora_weights(convert, metadata, tmp_path, reference, ref
     assert_same_deltas(model, parts["unet"][0], text)
 
 
+def test_diffusers_first_loras_of_a_text_encoder(tmp_path, reference_text, model):
+    """Their projections are to_q_lora, to_k_lora, ..., and there is no alpha."""
+    names = {"q_proj": "to_q_lora", "k_proj": "to_k_lora", "v_proj": "to_v_lora",
+             "out_proj": "to_out_lora"}
+    inject_adapter_in_model(LoraConfig(r=4, lora_alpha=4, target_modules=[*names]), reference_text)
+    deltas, old = peft_deltas(reference_text), {}
+    for key, tensor in get_peft_model_state_dict(reference_text).items():
+        for new, name in names.items():
+            key = key.replace(f"{new}.lora_A", f"{name}.down")
+            key = key.replace(f"{new}.lora_B", f"{name}.up")
+        old["text_encoder.text_model." + key.removeprefix("text_model.")] = tensor
+    save_file(old, tmp_path / "a.safetensors")
+    load_lora(model.unet, tmp_path / "a.safetensors", text_encoder=model.text_encoder)
+    assert_same_deltas(model, {}, {"text_model." + name.removeprefix("text_model."): delta
+                                   for name, delta in deltas.items()})
+
+
 def test_diffusers_save_lora_adapter(tmp_path, reference, model):
     """The UNet's own method: neither keys nor metadata have the prefix `unet.`."""
     reference.add_adapter(LoraConfig(r=4, lora_alpha=6, target_modules=UNET_TARGETS, **PATTERNS))

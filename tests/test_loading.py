@@ -275,6 +275,20 @@ def test_motion_module_without_positions(model_folder, tmp_path, recwarn):
             "has a mid block")
 
 
+def test_a_motion_module_that_is_shown_an_image_is_refused(model_folder, tmp_path):
+    """PIA's .ckpt has a first convolution of nine channels; AnimateDiff's training checkpoints have
+    Stable Diffusion's own."""
+    tensors = original_motion(random_model(3, seed=7).unet)
+    for more, taken in (({"conv_in.weight": torch.zeros(32, 9, 3, 3)}, False),
+                        ({"img_encoder.weight": torch.zeros(2)}, False),
+                        ({"conv_in.weight": torch.zeros(32, 4, 3, 3)}, True)):
+        file = save_as(tensors | more, tmp_path / "mm.ckpt")
+        if taken:
+            load_model(model_folder, motion_module=file)
+        else:
+            refused(lambda: load_model(model_folder, motion_module=file), file, "shown an image")
+
+
 def test_positions_that_were_learned_are_refused(model_folder, tmp_path):
     tensors = original_motion(random_model(3, seed=7).unet)
     key = next(key for key in tensors if key.endswith(".pe"))

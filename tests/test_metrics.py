@@ -173,6 +173,7 @@ def call(monkeypatch, tmp_path, model_folder, capsys):
 def test_command(call, tmp_path, model_folder):
     np.save(tmp_path / "a.npy", walks(4, frames=4).numpy())
     save_file({"tracks": walks(4, frames=4, seed=1)}, tmp_path / "b.safetensors")
+    torch.save(walks(4, frames=4, seed=1), tmp_path / "b.pt")
     printed = call(tmp_path / "4.mp4", "--prompt", PROMPT, "--images",
                    model_folder / "examples" / "subject", "--reference", tmp_path / "a.npy",
                    "--tracks", tmp_path / "b.safetensors", "--output", tmp_path / "scores.json")
@@ -183,6 +184,9 @@ def test_command(call, tmp_path, model_folder):
     assert scores["motion fidelity"] == pytest.approx(metrics.motion_fidelity(
         walks(4, frames=4, seed=1), walks(4, frames=4)))
     assert "mean" in call(tmp_path / "4.mp4", tmp_path / "5.mp4", "--definition", "loveu")
+    once = [call(tmp_path / "4.mp4", "--reference", tmp_path / "a.npy", "--tracks", tmp_path / b)
+            for b in ("b.safetensors", "b.pt")]
+    assert once[0] == once[1]
 
 
 def test_any_name_will_do(call, tmp_path):
@@ -202,6 +206,7 @@ def test_the_reference_video_is_tracked(call, tmp_path):
 def test_bad_input_is_one_sentence(call, tmp_path, model_folder, monkeypatch):
     np.save(tmp_path / "long.npy", walks(4, frames=9).numpy())
     np.save(tmp_path / "none.npy", walks(0, frames=4).numpy())
+    np.save(tmp_path / "some.npy", walks(4, frames=4).numpy())
     np.save(tmp_path / "flat.npy", np.zeros((4, 2)))
     save_file({"visual.conv1.weight": torch.ones(2)}, tmp_path / "open_clip.safetensors")
     (tmp_path / "empty.npy").touch()
@@ -213,7 +218,7 @@ def test_bad_input_is_one_sentence(call, tmp_path, model_folder, monkeypatch):
             ([video, "--reference", tmp_path / "flat.npy"], r"shape \(points, frames, 2\)"),
             ([video, "--reference", tmp_path / "none.npy", "--tracks", tmp_path / "none.npy"],
              "no tracks through the video"),
-            ([video, "--reference", tmp_path / "none.npy", "--tracks", tmp_path / "long.npy"],
+            ([video, "--reference", tmp_path / "none.npy", "--tracks", tmp_path / "some.npy"],
              "no tracks through --reference"),
             ([video, "--images", tmp_path / "nobody"], "no such file or folder; --images names"),
             ([video, video], "4.mp4: given twice"),
@@ -227,9 +232,13 @@ def test_bad_input_is_one_sentence(call, tmp_path, model_folder, monkeypatch):
         with pytest.raises(UserError, match=said):
             call(*flags)
     np.save(tmp_path / "short.npy", walks(4, frames=4).numpy())
-    with pytest.raises(UserError, match="4.mp4: motion fidelity: the video has 4 frames and "
-                                        "--reference 9"):
-        call(video, "--reference", tmp_path / "long.npy", "--tracks", tmp_path / "short.npy")
+    np.save(tmp_path / "turned.npy", walks(9, frames=4).transpose(0, 1).contiguous().numpy())
+    for reference, given, name in (("long", "short", "long"), ("short", "long", "long"),
+                                   ("short", "turned", "turned")):
+        with pytest.raises(UserError, match=f"{name}.npy: its tracks are of 9 frames, the video "
+                                            "has 4; tracks are .points, frames, 2"):
+            call(video, "--reference", tmp_path / f"{reference}.npy",
+                 "--tracks", tmp_path / f"{given}.npy")
     for path, said in (("open_clip.safetensors", "not a CLIP as transformers' CLIPModel saves it"),
                        ("nowhere", "no CLIP there")):
         with pytest.raises(UserError, match=said):

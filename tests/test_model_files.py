@@ -101,6 +101,7 @@ def test_a_lora_that_cannot_be(tmp_path, model, spoil, words):
     ({"alpha_pattern": {"to_q": None}}, ["to_q is None"]),
     ({"alpha_pattern": [1]}, ["alpha_pattern is [1]"]),
     ({"init_lora_weights": "pissa_niter_4"}, ["init_lora_weights is 'pissa_niter_4'", "convert"]),
+    ({"init_lora_weights": "loftq"}, ["init_lora_weights is 'loftq'", "another start"]),
     ({"alpha_pattern": {"(to_q": 8}}, ["(to_q", "regular expression"]),
     ({"alpha_pattern": {"(a+)+$": 8}}, ["(a+)+$", "simpler"])])
 def test_settings_of_peft_are_checked(tmp_path, model, entry, words):

@@ -322,6 +322,20 @@ def test_gradient_checkpointing_changes_no_gradient(model, stage, precision):
     assert all(torch.allclose(a, b, rtol=1e-5, atol=1e-7) for a, b in zip(gradients, recomputed))
 
 
+def test_a_lora_has_dropout_where_its_model_trains(model):
+    put_loras(model, "spatial", dropout=0.5)
+    inputs = torch.randn(1, 4, 1, 8, 8), torch.tensor([5]), torch.randn(1, 7, 96)
+    for training in (False, True):
+        model.unet.train(training)
+        with torch.no_grad():
+            a, b = model.unet(*inputs, motion=False), model.unet(*inputs, motion=False)
+        assert torch.equal(a, b) is not training
+    model.unet.eval()
+    put_loras(model, "spatial_teacher", dropout=0.5)
+    with torch.no_grad():
+        assert torch.equal(*(model.unet(*inputs, motion=False) for _ in range(2)))
+
+
 def test_lora_on_puts_back_what_was_on_even_after_an_error(model):
     put_loras(model, "spatial", "temporal")
     with pytest.raises(ZeroDivisionError), lora_on(model.unet, "spatial"):

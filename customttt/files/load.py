@@ -106,6 +106,11 @@ def read_motion_module(path: str | Path, version: int | None = None) -> MotionFi
             length = whole(config, "motion_max_seq_length", file, MOST_FRAMES)
         path = _weight_file(path, WEIGHTS)
     every = {key.removeprefix("module."): value for key, value in read_weights(path).items()}
+    conv_in = every.get("conv_in.weight")
+    if (conv_in is not None and (*conv_in.shape, 0, 0)[1] != SD15_UNET.latent_channels
+            or any(key.startswith("img_encoder.") for key in every)):
+        raise UserError(f"{path}: a motion module that is shown an image too (PIA's, for one), "
+                        f"which is not built here; give one that AnimateDiff published")
     tensors = {key: value for key, value in every.items() if keys.is_motion(key)}
     if not tensors or any("lora" in key for key in tensors):
         refuse_other(path, every, "no motion module in it")

@@ -44,6 +44,8 @@ REFUSED = {
         "a LoRA for SDXL or another larger model",
 }
 
+# What diffusers' first LoRAs of a text encoder call its projections.
+OLD_PROJECTIONS = {"q_proj": "to_q", "k_proj": "to_k", "v_proj": "to_v", "out_proj": "to_out"}
 PEFT = "base_model.model."      # before each key that peft's save_pretrained writes
 IN_FOLDERS = ("adapter.safetensors", "pytorch_lora_weights.safetensors",
               "pytorch_lora_weights.bin", "adapter_model.safetensors", "adapter_model.bin")
@@ -199,6 +201,9 @@ def text_stems(text_encoder: TextEncoder) -> dict[str, tuple[str, str]]:
         short = public.removeprefix("text_model.")
         spellings = [public, "text_encoder." + public, "text_encoder." + short, short,
                      "lora_te_" + public.replace(".", "_")]
+        attention, _, projection = public.rpartition(".")
+        if projection in OLD_PROJECTIONS:
+            spellings.append(f"text_encoder.{attention}.{OLD_PROJECTIONS[projection]}")
         stems |= {spelling: ("text", name) for spelling in spellings}
     return stems
 

@@ -10,7 +10,7 @@ from .reading import read_json
 
 MOST_ALPHA, LONGEST_PATTERN = 1e6, 500
 # Of init_lora_weights: such an adapter's start was taken off the base model's weights.
-STARTS = ("pissa", "olora", "corda", "lora_ga")
+STARTS = ("pissa", "olora", "corda", "lora_ga", "loftq")
 
 
 def peft_config(path: Path, metadata: dict[str, str], by_peft: bool, notes: list[str]) -> dict:
@@ -41,8 +41,9 @@ def checked(config: dict, path: Path) -> dict:
     for key, value in config.items():
         if key.endswith("init_lora_weights") and str(value).lower().startswith(STARTS):
             raise UserError(f"{path}: {key} is {shortened(value)}: it goes with other weights than "
-                            f"the model's; convert it in peft (save_pretrained with "
-                            f"path_initial_model_for_weight_conversion)")
+                            f"the model's; convert it in peft (PiSSA, OLoRA, CorDA: "
+                            f"save_pretrained with path_initial_model_for_weight_conversion), or "
+                            f"train with another start")
     return config
 
 

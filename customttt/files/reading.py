@@ -73,7 +73,8 @@ def read_metadata(path: str | Path) -> dict[str, str]:
 
 
 def read_tensors(path: str | Path) -> dict[str, Tensor]:
-    """Name -> tensor of a safetensors file, or of one that torch.save wrote.
+    """Name -> tensor of a safetensors file, or of one that torch.save wrote; a bare tensor in it
+    is called "tensor".
 
     Tensors are views of the memory-mapped file: nothing is copied until it is used.
     """
@@ -82,6 +83,7 @@ def read_tensors(path: str | Path) -> dict[str, Tensor]:
         with _open_safetensors(path) as file:
             return {key: file.get_tensor(key) for key in file.keys()}
     content = _unpickle(path)
+    content = {"tensor": content} if isinstance(content, Tensor) else content
     content = content.get("state_dict", content) if isinstance(content, Mapping) else content
     if not isinstance(content, Mapping):
         raise UserError(f"{path}: holds no state dict of tensors; fetch it again")

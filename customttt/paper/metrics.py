@@ -169,7 +169,7 @@ def open_image(path: Path) -> Image.Image:
 def reference_tracks(path: Path, frames: int, fps: float, tracker: str) -> Tensor:
     """Of the motion video: its first `frames` frames at `fps`, as --stage temporal sees them."""
     if path.suffix in FILES:
-        return read_tracks(path)
+        return read_tracks(path, frames)
     pixels = read_video(path, frames, fps, SIDE)
     return TRACKERS[tracker](to_images(as_frames(pixels.transpose(0, 1))))
 
@@ -236,7 +236,7 @@ def main() -> None:
                                  args.definition)
             if args.reference is not None:
                 reference = reference_tracks(args.reference, len(frames), args.fps, args.tracker)
-                tracks = (read_tracks(args.tracks[k]) if args.tracks else
+                tracks = (read_tracks(args.tracks[k], len(frames)) if args.tracks else
                           TRACKERS[args.tracker](frames))
                 scores |= fidelity_scores(tracks, reference)
         except UserError as error:

@@ -18,7 +18,8 @@ Trainable parameters at Stable Diffusion 1.5's size, rank 32, spatial and tempor
 DiffDirector and MotionDirector share one step, the dual path. Here they differ in what the spatial
 LoRA is put on: DiffDirector has every Linear of a spatial transformer and its two 1x1 convolutions,
 MotionDirector neither the convolutions nor the cross-attention; and in their learning rates and
-Lion's betas (DiffDirector has AMD's, the others the recipe's, which at tiny size are longer).
+Lion's betas (DiffDirector has AMD's, the others the recipe's, which for images are longer at tiny
+size).
 Legend: z clean latents (b 4 f h w), c text embeddings (b n d), eps noise, t timesteps (b,).
 """
 

@@ -93,8 +93,8 @@ def check_tracker(name: str) -> None:
         evaluation_package("cv2")
 
 
-def read_tracks(path: str | Path) -> Tensor:
-    """A file of tracks (n t 2): .npy, or .pt or .safetensors with one tensor in it."""
+def read_tracks(path: str | Path, frames: int) -> Tensor:
+    """A file of tracks (n t 2), t = `frames`: .npy, or .pt or .safetensors with one tensor in it."""
     path = Path(path)
     if path.suffix == ".npy":
         numpy = evaluation_package("numpy")
@@ -110,4 +110,7 @@ def read_tracks(path: str | Path) -> Tensor:
     if tracks.ndim != 3 or tracks.shape[2] != 2 or not tracks.isfinite().all():
         raise UserError(f"{path}: tracks are finite numbers of shape (points, frames, 2), not "
                         f"{tuple(tracks.shape)}")
+    if tracks.shape[1] != frames:       # (t n 2), as CoTracker has them, would give a wrong score
+        raise UserError(f"{path}: its tracks are of {tracks.shape[1]} frames, the video has "
+                        f"{frames}; tracks are (points, frames, 2)")
     return tracks.float()
