@@ -7,6 +7,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -19,6 +20,7 @@ from customttt.media.find import caption_beside
 from customttt.recipes import SPATIAL, TEMPORAL
 from customttt.run.lock import locked
 from customttt.run.memory import estimate, total
+from customttt.run.options import say_base
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -291,3 +293,24 @@ def test_a_sheet_that_a_kill_left_undrawn_is_drawn(call, place):
 
 def test_unfinished_files_have_one_name():
     assert UNFINISHED == ".writing-"
+
+
+def test_a_full_gpu_is_a_sentence(capsys):
+    def full():
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+    with pytest.raises(SystemExit) as end:
+        run_command(full)
+    assert end.value.code == 2 and "error: the GPU's memory is full; try" in capsys.readouterr().err
+
+
+def test_a_file_is_as_readable_as_any_other(tmp_path):
+    with writing(tmp_path / "a") as temporary:
+        temporary.touch()
+    (tmp_path / "b").touch()
+    assert (tmp_path / "a").stat().st_mode == (tmp_path / "b").stat().st_mode
+
+
+def test_a_lora_of_another_base_is_said(tmp_path, capsys):
+    say_base(tmp_path / "a", {"base_model": "other"}, SimpleNamespace(name="tiny"))
+    say_base(tmp_path / "b", {"base_model": "tiny"}, SimpleNamespace(name="tiny"))
+    assert capsys.readouterr().out == f"{tmp_path / 'a'}: was trained on other, is used on tiny\n"

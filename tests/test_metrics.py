@@ -272,3 +272,32 @@ def test_bad_input_is_one_sentence(call, tmp_path, model_folder, monkeypatch):
     monkeypatch.setitem(sys.modules, "cv2", None)
     with pytest.raises(UserError, match=r"cv2 is not installed: pip install -e \"\.\[eval\]\""):
         call(video, "--reference", video)
+
+
+def test_points_that_do_not_come_home_are_lost():
+    pytest.importorskip("cv2")
+    unlike = [pictures(1, 64, 64, seed)[0] for seed in range(4)]
+    assert len(tracks.lucas_kanade(unlike)) < 30        # of 3025
+
+
+def test_the_published_form_is_one_sided():
+    a, b = walks(7), walks(5, seed=1)
+    there, back = (metrics.motion_fidelity_published(*each) for each in ((a, b), (b, a)))
+    assert metrics.fidelity_scores(a, b)["motion fidelity (published)"] == there != back
+
+
+def test_each_video_has_its_prompt(call, tmp_path):
+    shutil.copy(tmp_path / "4.mp4", tmp_path / "same.mp4")
+    call(tmp_path / "4.mp4", tmp_path / "same.mp4", "--prompt", "a red ball", "a blue fish",
+         "--output", tmp_path / "scores.json")
+    one, other = json.loads((tmp_path / "scores.json").read_text())["videos"].values()
+    assert one["CLIP-T"] != other["CLIP-T"] and one["consistency"] == other["consistency"]
+
+
+def test_the_reference_is_read_at_its_rate(monkeypatch, tmp_path):
+    seen = []
+    monkeypatch.setattr(metrics, "read_video",
+                        lambda *of: seen.append(of) or torch.zeros(3, 2, 8, 8))
+    monkeypatch.setitem(metrics.TRACKERS, "cotracker", lambda frames: None)
+    metrics.reference_tracks(tmp_path / "a.mp4", 2, 4.0, "cotracker")
+    assert seen == [(tmp_path / "a.mp4", 2, 4.0, tracks.SIDE)]

@@ -3,6 +3,8 @@
 import json
 import sys
 import zlib
+from collections import defaultdict
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -104,3 +106,14 @@ def test_pairs(tmp_path):
     for name, said in (("bad.txt", "each line must be two prompts"), ("none", "cannot be read")):
         with pytest.raises(UserError, match=said):
             probe.read_pairs(tmp_path / name)
+
+
+def test_p_star_is_in_these_layers_and_is_what_is_scored(monkeypatch):
+    asked = []
+    monkeypatch.setattr(probe, "sample_video", lambda model, prompts, **_: asked.append(
+        prompts) or torch.zeros(2, 8, 8, 3, dtype=torch.uint8))
+    judge = SimpleNamespace(embed_texts=lambda pair: torch.eye(2),
+                            embed_images=lambda images: torch.tensor([[0.25, 0.75]] * 2))
+    scores, _ = probe.probe_pair(None, judge, ("p", "p*"), 6, defaultdict(int), 0, None)
+    assert asked[:2] == [["p"] * 9, ["p*"] + ["p"] * 8] and asked[-1] == ["p*"] * 9
+    assert scores["none"] == [0.75, 0.25]           # against p*, against p

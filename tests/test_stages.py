@@ -342,3 +342,11 @@ def test_lora_on_puts_back_what_was_on_even_after_an_error(model):
         assert {name for _, m in with_lora(model.unet) for name in m.on} == {"spatial"}
         1 / 0
     assert {name for _, m in with_lora(model.unet) for name in m.on} == {"spatial", "temporal"}
+
+
+def test_the_negative_prompt_counts(model):
+    def sampled(negative):
+        *_, z = sample_latents(model, "a star", steps=1, guidance=3, frames=2, size=32,
+                               negative_prompt=negative)
+        return z
+    assert not torch.allclose(sampled(""), sampled("a red ball"), atol=1e-3)

@@ -291,3 +291,53 @@ def test_another_file_is_no_word(model, tmp_path):
                                    tmp_path / "adapter.safetensors", {})
         with pytest.raises(UserError, match="not what --stage dreamvideo-word trains"):
             dreamvideo.read_word(tmp_path, model)
+
+
+def test_the_half_without_a_prompt_has_no_guide(model, monkeypatch):
+    """It comes first in the batch (customttt.diffusion.guided_noise)."""
+    adapters.put_motion(model.unet, 5)
+    first = next(each for each in adapters.adapters(model.unet) if each.condition_linear)
+    monkeypatch.setattr(dreamvideo, "sample_video", lambda *_, **__: first.condition)
+    a = torch.ones(1, 5)
+    assert torch.equal(dreamvideo.sample_dreamvideo(model, "a *", a, 3.0), torch.cat([0 * a, a]))
+
+
+@pytest.mark.parametrize("drop_text", [0.0, 1.0])
+@pytest.mark.parametrize("drop_guide", [0.0, 1.0])
+def test_text_and_guide_are_dropped(drop_text, drop_guide):
+    class Seen(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.adapter = adapters.Adapter(4, 5)
+
+        def forward(self, x, t, text):
+            self.seen = text, self.adapter.condition
+            return x
+    unet, a, c = Seen(), torch.rand(1, 3, 5) + 1, torch.ones(1, 7, 2)
+    settings = {"least_timestep": 0, "drop_text": drop_text, "drop_guide": drop_guide}
+    dreamvideo.motion_step(unet, torch.zeros(1, 4, 3, 8, 8), c, a, 0 * c, settings, Draws(0),
+                           backward=lambda loss: None)
+    text, guide = unet.seen
+    assert torch.equal(text, (1 - drop_text) * c)
+    assert any(torch.equal(guide, (1 - drop_guide) * a[:, k]) for k in range(3))
+
+
+def test_the_identity_adapter_learns_with_the_word(model, tmp_path):
+    stage = systems.COMPARED["dreamvideo-identity"]
+    vector = model.text_encoder.token_embedding.weight[5].detach() + 1
+    dreamvideo.save_parameters({"word": nn.Parameter(vector)}, tmp_path / "adapter.safetensors", {})
+    args = Namespace(data=None, model=TINY, prompt=None, resume=False, seed=0,
+                     output=tmp_path / "out", word=tmp_path)
+    job = stage.prepare(model, stage.recipe.values(model.unet) | {"size": 32}, args)
+    fresh = tiny_model()
+    dreamvideo.put_word(fresh, vector)
+    assert torch.equal(job.inputs[1][:1], fresh.encode_text(["a *"]))
+
+
+@pytest.mark.parametrize("stage", [systems.DIFFDIRECTOR, systems.MOTIONDIRECTOR])
+def test_the_two_paths_have_their_own_rates(stage):
+    spatial, temporal = nn.Parameter(torch.ones(1)), nn.Parameter(torch.ones(1))
+    groups = stage.groups({"a.spatial.up.weight": spatial, "b.temporal.up.weight": temporal},
+                          {"learning_rate": 2, "spatial_learning_rate": 3})
+    assert [([id(p) for p in each["params"]], each["lr"]) for each in groups] == [
+        ([id(temporal)], 2), ([id(spatial)], 3)]

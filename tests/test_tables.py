@@ -3,6 +3,7 @@
 import json
 import shutil
 import sys
+from collections import defaultdict
 from dataclasses import replace
 from functools import partial
 from types import SimpleNamespace
@@ -430,3 +431,33 @@ def test_a_clip_without_tracks_has_no_motion_fidelity(protocol, model_folder, mo
     assert scores["motion fidelity"] == 0 and set(tables.METRICS) <= scores.keys()
     assert scores["CLIP-I"] == pytest.approx(metrics.clip_scores(
         rows.load_clip(args.clip), rows.to_images(clip), None, group.subject_images())["CLIP-I"])
+
+
+def test_dreamvideo_is_sampled_with_its_word(monkeypatch):
+    said = []
+    monkeypatch.setattr(rows, "open_model", lambda args: (SimpleNamespace(device="cpu"), "fp32"))
+    monkeypatch.setattr(rows, "chosen_settings", lambda *of: defaultdict(int))
+    monkeypatch.setattr(rows, "load_dreamvideo", lambda *of: None)
+    monkeypatch.setattr(rows, "load_clip", lambda *of: SimpleNamespace(embed_images=lambda x: x))
+    monkeypatch.setattr(rows, "sample_dreamvideo",
+                        lambda model, prompt, guide, **settings: said.append(prompt))
+    group = SimpleNamespace(subject="a teddy bear", subject_images=lambda: [None])
+    rows.Bench(SimpleNamespace(clip=None), None, ()).sample(
+        {"dreamvideo-word": None}, rows.Row("d"), group, "a teddy bear is up", 0)
+    assert said == ["a * is up"]
+
+
+def test_another_judge_or_guidance_is_another_folder(monkeypatch, tmp_path):
+    monkeypatch.setattr(rows.Group, "content", "same")
+    monkeypatch.setattr(rows.Bench, "sample",
+                        lambda *of: torch.zeros(2, 8, 8, 3, dtype=torch.uint8))
+    group = rows.Group(tmp_path, "a bear", tmp_path / "v.mp4", "a ball is up", ("a bear is up",))
+    unit = rows.Unit(rows.Row("base", (), ()), group, 0)
+
+    def bench(guidance, judge):
+        scorer = rows.Scorer("paper", {"judge": judge}, lambda *of: {"said by": judge})
+        return rows.Bench(SimpleNamespace(seed=0, guidance=guidance),
+                          cache.Cache(tmp_path, (), {}), (scorer,))
+    for judge in (1, 2, 1):
+        assert bench(None, judge).scores(unit)[0] == {"said by": judge}
+    assert bench(None, 1).clip_folder(unit) != bench(2.0, 1).clip_folder(unit)
