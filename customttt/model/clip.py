@@ -79,7 +79,7 @@ class ImageEncoder(nn.Module):
         self.post_norm = nn.LayerNorm(config.width)
 
     def forward(self, pixels: Tensor) -> Tensor:
-        """(b 3 H W) -> (b d): the class token's."""
+        """(b 3 s s), s the image size -> (b d): the class token's."""
         patches = rearrange(self.patch_embedding(pixels), "b d h w -> b (h w) d")
         first = repeat(self.class_embedding, "d -> b 1 d", b=len(pixels))
         x = torch.cat([first, patches], dim=1) + self.position_embedding.weight
@@ -110,18 +110,7 @@ class CLIP(nn.Module):
         return F.normalize(self.text_projection(x[torch.arange(len(ids)), first_end]), dim=-1)
 
     def embed_images(self, pixels: Tensor) -> Tensor:
-        """Pixels (b 3 H W) in [-1, 1], of any size -> unit vectors (b d).
-
-        The shorter side is resized to the tower's (bicubic, antialiased), the centre is cut out.
-        """
-        size = self.vision_model.config.image_size
-        height, width = pixels.shape[2:]
-        factor = size / min(height, width)
-        if factor != 1:
-            shape = (round(height * factor), round(width * factor))
-            pixels = F.interpolate(pixels, shape, mode="bicubic", antialias=True).clamp(-1, 1)
-        top, left = (pixels.shape[2] - size) // 2, (pixels.shape[3] - size) // 2
-        pixels = pixels[:, :, top:top + size, left:left + size]
+        """Pixels (b 3 s s) in [-1, 1], s the tower's size -> unit vectors (b d)."""
         mean, std = (torch.tensor(x).to(pixels)[:, None, None] for x in (self.MEAN, self.STD))
         x = self.vision_model((pixels / 2 + 0.5 - mean) / std)
         return F.normalize(self.visual_projection(x), dim=-1)

@@ -7,6 +7,8 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
+from ...media.clips import to_images
+from ...paper.clip import prepare
 from ...paper.metrics import consistency
 from ..world import clips as world, subjects
 from ..world.subjects import Subject
@@ -50,7 +52,9 @@ class Judge:
     @torch.no_grad()
     def embed_frames(self, frames: Tensor) -> Tensor:
         """(f H W 3) uint8 -> (f d), unit vectors."""
-        return self.clip.embed_images(as_pixels(frames))
+        size = self.clip.vision_model.config.image_size
+        return self.clip.embed_images(torch.stack([prepare(image, size)
+                                                   for image in to_images(frames)]))
 
     def consistency(self, frames: Tensor) -> float:
         """Mean cosine of the embeddings of consecutive frames, (f H W 3) uint8."""
