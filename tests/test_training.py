@@ -30,7 +30,7 @@ from customttt.media.images import read_image
 from customttt.media.videos import read_video
 from customttt.recipes import SPATIAL, TEMPORAL, TTT
 from customttt.run import loop, sheet
-from customttt.run.data import encode
+from customttt.run.data import encode, read_clips
 from customttt.run.stage import train_only
 from customttt.stages import STAGES, spatial_step, temporal_step
 from customttt.tiny.study.scores import palette
@@ -396,6 +396,15 @@ def test_teachers_have_no_dropout_and_the_student_has(model, adapters, tmp_path)
     assert {(name, lora.dropout.p) for _, each in with_lora(model.unet)
             for name, lora in each.loras.items()} == {
         ("spatial", 0.1), ("temporal", 0.1), ("spatial_teacher", 0), ("temporal_teacher", 0)}
+
+
+def test_a_clip_is_read_at_the_rate_that_is_asked_for(model, data, tmp_path, monkeypatch):
+    seen, file = [], data / "lifting.gif"
+    monkeypatch.setattr("customttt.run.data.read_video",
+                        lambda *of: seen.append(of) or torch.zeros(3, 2, 64, 64))
+    read_clips(model, {"frames": 2, "fps": 4.0, "size": 64}, Namespace(
+        data=[file], prompt="a man is lifting", resume=True, seed=0, output=tmp_path))
+    assert seen == [(file, 2, 4.0, 64)]
 
 
 def test_sigterm_is_ctrl_c_and_a_second_one_stops_at_once():
