@@ -61,7 +61,7 @@ LEAST_TIMESTEP = {"least_timestep": Setting(
     below=TIMESTEPS)}
 SMALL = {
     "size": Setting(64, "tiny: its world is 64 pixels wide"),
-    "guidance": Setting(3.0, "tiny: weights/tiny/README.md"),
+    "guidance": Setting(3.0, "tiny: docs/study.md"),
 }
 
 SAMPLING = Recipe(full=EVERYWHERE | FPS, tiny=SMALL)

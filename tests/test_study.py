@@ -123,7 +123,7 @@ def test_the_search_scores_settings_side_by_side(call, tmp_path):
     printed, joined = call(search, "search-joined", "joined", "0", "300", *few,
                            "--spatial=--rank 2")
     assert columns(joined)["scale 0"] != columns(joined)["scale 300"]
-    assert "| scale 300 | " in printed
+    assert "| scale 300 | " in printed and joined["differences"] == [["scale 300", "scale 0"]]
     assert len(list((tmp_path / "loras").glob("spatial-*"))) == 2       # one is the search's
     with pytest.raises(UserError, match="settings half: scales are numbers"):
         call(search, "search-joined", "joined", "half")

@@ -98,7 +98,7 @@ TARGETS = {
 }
 
 
-def place_of(name: str) -> str:
+def lora_kind(name: str) -> str:
     return "temporal" if keys.is_motion(name) else "spatial"
 
 
@@ -109,7 +109,7 @@ def export(lora: str | Path, target: str, output: str | Path | None = None) -> d
     """
     path = find_lora(lora, "export")
     pairs = read_pairs(path)
-    if target == "kohya" and any(place_of(name) == "temporal" for name in pairs):
+    if target == "kohya" and any(lora_kind(name) == "temporal" for name in pairs):
         raise UserError(f"{path}: adapts motion modules, which no tool reads from a kohya file; "
                         f"use --to comfyui, which writes a file for each kind")
     if target == "animatediff" and any(pair["down"].ndim > 2 for pair in pairs.values()):
@@ -119,9 +119,9 @@ def export(lora: str | Path, target: str, output: str | Path | None = None) -> d
     stem = path.resolve().parent.name if path.stem == "adapter" else path.stem
     written = {}
     for form in TARGETS[target]:
-        part = {name: pair for name, pair in pairs.items() if place_of(name) in form.kinds}
+        part = {name: pair for name, pair in pairs.items() if lora_kind(name) in form.kinds}
         if part:
-            kinds = {place_of(name) for name in part}
+            kinds = {lora_kind(name) for name in part}
             metadata = {"kind": "joined" if len(kinds) == 2 else kinds.pop()}
             file = folder / f"{stem}.{target}{form.ending}"
             if file.suffix == ".ckpt":      # AnimateDiff reads LoRAs with torch.load alone

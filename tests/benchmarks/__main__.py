@@ -42,8 +42,8 @@ ABOUT = {
     "decode": "VAE decoding of the frames",
     "tiny": "the miniature's default run, from start to end",
 }
-HEAD = ("| work | ours | peer | ratio | before | ratio | memory: ours | peer | ratio | "
-        "share of matrix rate: ours | peer | matrix rate, GFLOP/s | processes a side |")
+HEAD = ("| work | ours | peer | ratio | before | ratio | memory: ours | peer | ratio | before | "
+        "ratio | share of matrix rate: ours | peer | matrix rate, GFLOP/s | processes a side |")
 
 
 def main() -> None:
@@ -120,6 +120,7 @@ def table_row(row: str, results: dict[str, list[dict]], per_second: float) -> st
     cells = [ABOUT[row], shown(seconds, "ours", ".3g"), shown(seconds, "peer", ".3g"),
              ratio(seconds, "peer"), shown(seconds, "before", ".3g"), ratio(seconds, "before"),
              shown(memory, "ours", ".2f"), shown(memory, "peer", ".2f"), ratio(memory, "peer"),
+             shown(memory, "before", ".2f"), ratio(memory, "before"),
              shown(share, "ours", ".0%"), shown(share, "peer", ".0%"),
              f"{per_second / 1e9:,.0f}", str(len(results["ours"]))]
     return "| " + " | ".join(cells) + " |"

@@ -11,7 +11,7 @@ both as --spatial and --temporal say, without test-time training. ttt: settings 
 training on the same two; in them {prompt} and {doing} are the combination's "a fish is moving up in
 the sea" and "moving up in the sea". A setting of one word needs a space before it: " --debiased".
 One row a setting: mean and 95% interval over the combinations, which are not those that the study
-reports.
+reports; then what each setting gains over the first (of ttt: over the two joined as they are).
 """
 
 import argparse
@@ -82,7 +82,7 @@ def main() -> None:
         raise UserError("settings: give at least one")
     tables.check(args)
     rows = rows_of(args.what, args.settings, args.spatial, args.temporal)
-    pairs = [(row.name, JOINED) for row in rows[1:]] if args.what == "ttt" else []
+    pairs = [(row.name, rows[0].name) for row in rows[1:]]
     tables.make(args, f"search-{args.what}", tables.units_of(rows, groups_of(args)),
                 scorers(args), pairs, "customttt.tiny.study.search")
 
