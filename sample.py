@@ -12,7 +12,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from customttt.errors import UserError, check_writable, run_command
+from customttt.errors import UserError, check_writable, command_parser, run_command
 from customttt.files.keys import is_motion
 from customttt.files.lora_files import find_lora, load_lora
 from customttt.lora import merge_lora
@@ -29,8 +29,7 @@ JOINED = OUTPUT / "ttt"
 
 
 def parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_parser(__doc__)
     add_model_flags(parser)
     parser.add_argument("--lora", nargs="*", action="extend", metavar="FILE[:SCALE]",
                         help="LoRA files, or folders that train.py wrote (default: output/ttt; "

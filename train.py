@@ -12,7 +12,7 @@ with its source by `python train.py --stage STAGE --help`.
 import argparse
 import contextlib
 
-from customttt.errors import UserError, run_command
+from customttt.errors import UserError, command_parser, run_command
 from customttt.paper.systems import COMPARED
 from customttt.run.checkpoint import CHECKPOINT, check_folder
 from customttt.run.data import OUTPUT
@@ -25,8 +25,7 @@ from customttt.stages import STAGES
 
 def parser_of(stage: Stage | None) -> argparse.ArgumentParser:
     """The flags of a stage; None: those that all stages share."""
-    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_parser(__doc__)
     parser.add_argument("--stage", choices=[*STAGES, *COMPARED], metavar="STAGE",
                         help=f"{', '.join(STAGES)} (default: all, one after the other); or of the "
                         f"systems that the paper compares with: {', '.join(COMPARED)}")

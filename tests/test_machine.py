@@ -233,6 +233,19 @@ def test_a_lock_leaves_nothing(tmp_path):
     assert [p.name for p in (tmp_path / "run").iterdir()] == ["a"]
 
 
+def test_a_folder_that_another_run_removes_as_it_ends_is_made_again(tmp_path, monkeypatch):
+    opened = []
+
+    def removed_once(path, mode):
+        if not opened:
+            path.parent.rmdir()
+        opened.append(path)
+        return open(path, mode)
+    monkeypatch.setattr("customttt.run.lock.open", removed_once, raising=False)
+    with locked(tmp_path / "run"):
+        assert (tmp_path / "run" / ".lock").exists() and len(opened) == 2
+
+
 def test_a_new_run_removes_its_own_kind_of_files_alone(call, place):
     for name in ("sheet-1.xlsx", "sheet-2024.notes.txt", "adapter-1.safetensors", "sheet-000900.gif",
                  "adapter-000900.safetensors"):

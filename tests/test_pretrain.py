@@ -1,5 +1,6 @@
 """Every stage of pretraining runs, leaves a model that loads, and resumes as if never stopped."""
 
+import json
 import shutil
 from dataclasses import replace
 
@@ -12,7 +13,8 @@ from customttt.errors import UserError
 from customttt.tiny.pretraining import pretrain
 from customttt.tiny.pretraining.data import Machine, draw_clips, draw_frames
 from customttt.tiny.pretraining.muon import Muon
-from customttt.tiny.pretraining.objectives import LATENT_DEVIATION, RECIPES, misnamed, save_vae
+from customttt.tiny.pretraining.objectives import (LATENT_DEVIATION, RECIPES, misnamed,
+                                                   save_normalised)
 from customttt.tiny.pretraining.parts import load_towers, load_text_encoder, load_vae
 from customttt.tiny.pretraining.pretrain import STAGES
 from customttt.tiny.pretraining.reading import colour_tokens, misreading
@@ -71,6 +73,7 @@ def test_only_its_own_part_is_trained(pretrained):
 @pytest.mark.parametrize("name", ["tune", "half"])      # AdamW alone; with Muon
 def test_resumed_is_the_same_run(name, pretrained, tmp_path, monkeypatch):
     monkeypatch.setattr(pretrain, "SAVE_EVERY", -1)     # after every step
+    monkeypatch.setattr(pretrain, "LOG_EVERY", 1)
     once, twice = (shutil.copytree(pretrained[0], tmp_path / copy) for copy in ("once", "twice"))
     stage = STAGES[name]
     whole = train(name, once, tmp_path / "whole")
@@ -85,9 +88,20 @@ def test_resumed_is_the_same_run(name, pretrained, tmp_path, monkeypatch):
     with pytest.raises(StopIteration):
         train(name, twice, tmp_path / "parts")
     monkeypatch.setitem(STAGES, name, stage)
+    log = tmp_path / "parts" / f"{name}.log.jsonl"
+    with log.open("a") as file:
+        file.write('{"step": 2, "cut": "off"}\n')       # of a step that is run again
     resumed = train(name, twice, tmp_path / "parts")
+    assert [json.loads(line)["step"] for line in log.open()] == [1, 2]
+    assert "off" not in log.read_text()
     for key in ("weights", "averages"):
         assert all(torch.equal(a, b) for a, b in zip(whole[key], resumed[key], strict=True))
+
+
+def test_a_batch_that_processes_cannot_share_is_refused(tmp_path):
+    with pytest.raises(UserError, match="--batch 3: 2 processes cannot share it evenly"):
+        pretrain.train("tune", tmp_path, tmp_path, replace(pretrain.RECIPES["tune"], batch=3),
+                       seed=0, rank=0, processes=2)
 
 
 def test_another_seed_draws_other_data(pretrained, tmp_path):
@@ -139,7 +153,7 @@ def test_saving_a_vae_keeps_what_it_decodes(pretrained, tmp_path):
         vae.quant_conv.bias += torch.arange(8.0)
         pixels, _ = draw_frames(torch.Generator().manual_seed(2), draw_clips(
             torch.Generator().manual_seed(2), 3))
-        save_vae(vae, tmp_path)
+        save_normalised(vae, tmp_path)
         saved = load_vae(tmp_path)
         decoded = [each.decode(each.encode(pixels)) for each in (vae, saved)]
         deviations = [each.posterior(pixels)[1] / each.posterior(pixels)[0].std((0, 2, 3),

@@ -63,6 +63,7 @@ def test_motions_have_their_fidelity(call, tmp_path, monkeypatch):
 
     def scores(tracker):
         monkeypatch.setitem(probe.TRACKERS, "cotracker", tracker)
+        monkeypatch.setattr("customttt.paper.tracks.cotracker_model", lambda: None)
         printed = call("motion", "--number", "1", "--tracker", "cotracker", "--output",
                        tmp_path / tracker.__name__)
         assert "| CLIP-T(p*) | minus none | motion fidelity | minus none | " in printed
@@ -106,6 +107,14 @@ def test_pairs(tmp_path):
     for name, said in (("bad.txt", "each line must be two prompts"), ("none", "cannot be read")):
         with pytest.raises(UserError, match=said):
             probe.read_pairs(tmp_path / name)
+
+
+def test_a_tracker_that_cannot_be_loaded_is_said_at_once(call, monkeypatch):
+    def unreachable(*of):
+        raise OSError
+    monkeypatch.setattr(torch.hub, "load", unreachable)
+    with pytest.raises(UserError, match="torch.hub cannot load it .OSError.; use lucas-kanade"):
+        call("motion", "--tracker", "cotracker")
 
 
 def test_p_star_is_in_these_layers_and_is_what_is_scored(monkeypatch):

@@ -16,6 +16,7 @@ from customttt import UNet, add_lora
 from customttt.diffusion import add_noise
 from customttt.draws import Draws
 from customttt.errors import UserError
+from customttt.files.reading import write_tensors
 from customttt.lion import Lion
 from customttt.lora import lora_on, lora_parameters
 from customttt.model.config import SD15_UNET
@@ -210,7 +211,8 @@ def test_dreamvideo_samples_what_was_trained(model, tmp_path):
     for kind in ("identity", "motion"):
         parameters = adapters.adapter_parameters(model.unet, kind)
         perturbed(nn.ParameterList(parameters.values()))
-        dreamvideo.save_parameters(parameters, tmp_path / kind / "adapter.safetensors", {})
+        write_tensors({name: p.detach() for name, p in parameters.items()},
+                      tmp_path / kind / "adapter.safetensors")
     a, other = torch.randn(1, 5), torch.randn(1, 5)
     before = dreamvideo.sample_dreamvideo(model, "a * is circling", a, 3.0, **arguments)
     fresh = tiny_model()
@@ -262,7 +264,7 @@ def test_it_learns(model, tmp_path, name):
 
 def learn_word(model, folder):
     vector = model.text_encoder.token_embedding.weight[5].detach().clone()
-    dreamvideo.save_parameters({"word": nn.Parameter(vector)}, folder / "adapter.safetensors", {})
+    write_tensors({"word": vector}, folder / "adapter.safetensors")
 
 
 @pytest.mark.parametrize("name, saved", [
@@ -287,8 +289,7 @@ def test_another_file_is_no_word(model, tmp_path):
     with pytest.raises(UserError, match="--word .*run --stage dreamvideo-word first"):
         dreamvideo.read_word(tmp_path, model)
     for name in ("other", "word"):      # the second has another model's width
-        dreamvideo.save_parameters({name: nn.Parameter(torch.ones(2))},
-                                   tmp_path / "adapter.safetensors", {})
+        write_tensors({name: torch.ones(2)}, tmp_path / "adapter.safetensors")
         with pytest.raises(UserError, match="not what --stage dreamvideo-word trains"):
             dreamvideo.read_word(tmp_path, model)
 
@@ -325,7 +326,7 @@ def test_text_and_guide_are_dropped(drop_text, drop_guide):
 def test_the_identity_adapter_learns_with_the_word(model, tmp_path):
     stage = systems.COMPARED["dreamvideo-identity"]
     vector = model.text_encoder.token_embedding.weight[5].detach() + 1
-    dreamvideo.save_parameters({"word": nn.Parameter(vector)}, tmp_path / "adapter.safetensors", {})
+    write_tensors({"word": vector}, tmp_path / "adapter.safetensors")
     args = Namespace(data=None, model=TINY, prompt=None, resume=False, seed=0,
                      output=tmp_path / "out", word=tmp_path)
     job = stage.prepare(model, stage.recipe.values(model.unet) | {"size": 32}, args)

@@ -222,8 +222,8 @@ def test_groups_count_and_not_clips():
     assert "against the paper" in tables.verdicts(other)[0]
     noisy = result("table-4", {"5 reference steps": [[0.1, 0.3], [0.4, 0.6]],
                                tables.AS_THEY_ARE: values})
-    # 0.05 on the mean, half an interval 0.635: 2 (0.635 / 0.013)^2 groups.
-    assert "takes about 4776 groups" in tables.verdicts(noisy)[0]
+    # 0.05 on the mean, half an interval 0.635: 2 (2 * 0.635 / 0.013)^2 groups.
+    assert "takes about 19106 groups" in tables.verdicts(noisy)[0]
     none = result("table-4", {"5 reference steps": [[0.1001, 0.3001], [0.2999, 0.4999]],
                               tables.AS_THEY_ARE: values})
     assert "**not found**" in tables.verdicts(none)[0]      # 0 +- 0.0013, and 0.013 in the paper
@@ -406,7 +406,7 @@ def test_a_row_of_motion_alone_has_the_motions_scale(protocol, monkeypatch):
     bench = rows.Bench(SimpleNamespace(), None, ())
     for row, files in ((rows.Row("m", subject=(), scales=(0.5, 0.7)), {"temporal": None}),
                        (rows.Row("j", scales=(0.5, 0.7)), {"spatial": None, "temporal": None})):
-        bench.sample(files, row, group, "p", 0)
+        bench.sample(rows.Unit(row, group, 0), files, 0)
     assert scales == [0.7, 0.5, 0.7]
 
 
@@ -425,8 +425,11 @@ def test_a_clip_without_tracks_has_no_motion_fidelity(protocol, model_folder, mo
                                         tracker="lucas-kanade")
     scorer = rows.paper_scorer(args)
     monkeypatch.setitem(rows.TRACKERS, "lucas-kanade", lambda frames: torch.zeros(0, 2, 2))
-    monkeypatch.setattr(rows, "reference_tracks", lambda *_: torch.zeros(1, 2, 2))
+    monkeypatch.setattr(rows, "reference_tracks", lambda *_: torch.zeros(0, 2, 2))
     clip = torch.randint(256, (2, 64, 64, 3), dtype=torch.uint8)
+    with pytest.raises(UserError, match="motion.mp4: no point can be followed through it"):
+        scorer.score(clip, unit, {})
+    monkeypatch.setattr(rows, "reference_tracks", lambda *_: torch.zeros(1, 2, 2))
     scores = scorer.score(clip, unit, {})
     assert scores["motion fidelity"] == 0 and set(tables.METRICS) <= scores.keys()
     assert scores["CLIP-I"] == pytest.approx(metrics.clip_scores(
@@ -442,8 +445,8 @@ def test_dreamvideo_is_sampled_with_its_word(monkeypatch):
     monkeypatch.setattr(rows, "sample_dreamvideo",
                         lambda model, prompt, guide, **settings: said.append(prompt))
     group = SimpleNamespace(subject="a teddy bear", subject_images=lambda: [None])
-    rows.Bench(SimpleNamespace(clip=None), None, ()).sample(
-        {"dreamvideo-word": None}, rows.Row("d"), group, "a teddy bear is up", 0)
+    unit = SimpleNamespace(row=rows.Row("d"), group=group, prompt="a teddy bear is up")
+    rows.Bench(SimpleNamespace(clip=None), None, ()).sample(unit, {"dreamvideo-word": None}, 0)
     assert said == ["a * is up"]
 
 
@@ -460,4 +463,20 @@ def test_another_judge_or_guidance_is_another_folder(monkeypatch, tmp_path):
                           cache.Cache(tmp_path, (), {}), (scorer,))
     for judge in (1, 2, 1):
         assert bench(None, judge).scores(unit)[0] == {"said by": judge}
-    assert bench(None, 1).clip_folder(unit) != bench(2.0, 1).clip_folder(unit)
+    assert bench(None, 1).clip_folder(unit, {}) != bench(2.0, 1).clip_folder(unit, {})
+
+
+@pytest.mark.parametrize("flags, said", [
+    (("--sampling-steps", "501"), "--sampling-steps 501: must be less than 501"),
+    (("--guidance", "-1"), "--guidance -1.0: must be 0 or more"),
+    (("--size", "33"), "--size 33, --frames 2")])
+def test_flags_of_sampling_are_checked_before_anything_is_trained(call, trained, flags, said):
+    with pytest.raises(UserError, match=said):
+        call(4, *flags)
+    assert trained == []
+
+
+def test_more_processes_than_gpus_are_a_sentence(call, monkeypatch):
+    monkeypatch.setenv("LOCAL_RANK", "97")
+    with pytest.raises(UserError, match="--device cuda:97: this machine has no such device"):
+        call(4, "--device", "cuda")

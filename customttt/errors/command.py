@@ -1,5 +1,6 @@
 """A user's mistake is one sentence, and what a terminal does ends no command."""
 
+import argparse
 import contextlib
 import os
 import signal
@@ -21,6 +22,12 @@ def in_words(error: Exception) -> str:
     """What an exception says, in one line."""
     said = " ".join(str(getattr(error, "strerror", None) or error).split())
     return said[:200] or type(error).__name__
+
+
+def command_parser(doc: str) -> argparse.ArgumentParser:
+    """A parser whose help is the module's docstring; no flag of it may be cut short."""
+    return argparse.ArgumentParser(description=doc, allow_abbrev=False,
+                                   formatter_class=argparse.RawDescriptionHelpFormatter)
 
 
 def run_command(main) -> None:

@@ -7,6 +7,7 @@ from ..errors import UserError
 from ..model.config import (ANIMATEDIFF_V1, ANIMATEDIFF_V2, ANIMATEDIFF_V3, MotionConfig,
                             TextConfig, UNetConfig, VAEConfig)
 from .checks import check_divisible, number, shortened, whole, whole_list
+from .diagnose import NOISE, OTHER_MODEL
 
 # What the code does and no config.json may contradict: key, accepted values.
 UNET_FIXED = {
@@ -53,8 +54,7 @@ def of_other_model(config: dict) -> str | None:
 
 def unet_config(config: dict, motion: MotionConfig | None, file: str) -> UNetConfig:
     if (other := of_other_model(config)) is not None:
-        raise UserError(f"{file}: this is {other}, and this code runs Stable Diffusion 1.5 and its "
-                        f"fine-tunes; give one of those to --model")
+        raise UserError(f"{file}: this is {other}, and {OTHER_MODEL}")
     check_fixed(config, UNET_FIXED, file)
     # attention_head_dim is the format's misnomer: it is a count
     heads = "num_attention_heads" if config.get("num_attention_heads") else "attention_head_dim"
@@ -100,8 +100,7 @@ def check_schedule(config: dict, file: str) -> None:
     """Raise UserError for a scheduler_config.json of a model that does not predict noise."""
     predicts = config.get("prediction_type", "epsilon")
     if predicts != "epsilon":
-        raise UserError(f"{file}: the model predicts {shortened(predicts)}, and this code is for "
-                        f"models that predict noise (epsilon); give one of those to --model")
+        raise UserError(f"{file}: the model predicts {shortened(predicts)}, and {NOISE}")
 
 
 def motion_config(path: Path, mid: bool, length: int | None, version: int | None) -> MotionConfig:

@@ -5,21 +5,19 @@
 docs/interoperability.md says what loads where. No model is needed: the names come from the file.
 """
 
-import argparse
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import save_file
 from torch import Tensor
 
-from ..errors import UserError, run_command, writing
+from ..errors import UserError, command_parser, run_command
 from . import keys
 from .checks import clipped
 from .lora_files import find_lora, public_stem, split_key
-from .reading import floating, read_metadata, read_tensors, save_pickled, sort_metadata
+from .reading import floating, read_metadata, read_tensors, save_pickled, write_tensors
 
 Pairs = dict[str, dict[str, Tensor]]        # our name of a module -> its "down" and its "up"
 
@@ -127,9 +125,7 @@ def export(lora: str | Path, target: str, output: str | Path | None = None) -> d
             if file.suffix == ".ckpt":      # AnimateDiff reads LoRAs with torch.load alone
                 save_pickled({"state_dict": form.layout(part)}, file)
             else:
-                with writing(file) as temporary:
-                    save_file(form.layout(part), temporary, read_metadata(path) | metadata)
-                    sort_metadata(temporary)
+                write_tensors(form.layout(part), file, read_metadata(path) | metadata)
             written[file] = form.how.format(file=file)
     return written
 
@@ -148,8 +144,7 @@ def read_pairs(path: Path) -> Pairs:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_parser(__doc__)
     parser.add_argument("lora", help="adapter.safetensors, or the folder that train.py wrote")
     parser.add_argument("--to", required=True, choices=list(TARGETS))
     parser.add_argument("--output", metavar="FOLDER", help="default: beside the LoRA")

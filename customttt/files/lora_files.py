@@ -4,17 +4,15 @@ A file is a set of pairs: for one Linear or convolution of the UNet (or the text
 and `up`. Layouts differ in what they call the module (the stem) and the two tensors (the ending).
 """
 
-import json
 import math
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from ..errors import UserError, writing
+from ..errors import UserError
 from ..lora import put_lora, with_lora
 from ..model.clip import TextEncoder
 from ..model.unet import UNet
@@ -22,7 +20,7 @@ from . import keys
 from .checks import clipped
 from .diagnose import kind_of
 from .peft import peft_config, peft_scale
-from .reading import floating, read_metadata, read_tensors, sort_metadata
+from .reading import floating, read_metadata, read_tensors, write_tensors
 
 # What follows a module's name (the stem) in a key, once `.processor` is taken out of it.
 PARTS = {
@@ -93,11 +91,7 @@ def save_lora(unet: UNet, path: str | Path, metadata: dict | None = None,
                 tensors[f"{target}.lora_up.weight"] = up.cpu().contiguous()
     if not tensors:
         raise ValueError(f"no LoRA called {' or '.join(names)} to save: add_lora comes first")
-    text = {key: (value if isinstance(value, str) else json.dumps(value)).encode(
-        "utf-8", "replace").decode() for key, value in (metadata or {}).items()}
-    with writing(path) as temporary:
-        save_file(tensors, temporary, metadata={"format": "pt"} | text)
-        sort_metadata(temporary)
+    write_tensors(tensors, path, metadata)
 
 
 def load_lora(unet: UNet, path: str | Path, scale: float = 1.0, name: str | None = None,

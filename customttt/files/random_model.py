@@ -6,13 +6,12 @@ It has Stable Diffusion 1.5's folder layout and the nine layers at small widths;
 --full-size it has Stable Diffusion 1.5's own widths (3 GB), to try memory and speed.
 """
 
-import argparse
 from dataclasses import replace
 from pathlib import Path
 
 import torch
 
-from ..errors import UserError, run_command
+from ..errors import UserError, command_parser, run_command
 from ..model.clip import TextEncoder
 from ..model.config import (ANIMATEDIFF_V1, ANIMATEDIFF_V2, ANIMATEDIFF_V3, SD15_TEXT, SD15_UNET,
                             SD15_VAE, TextConfig, UNetConfig, VAEConfig)
@@ -46,8 +45,7 @@ def random_model(motion_version: int | None = 3, full_size: bool = False, seed: 
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_parser(__doc__)
     parser.add_argument("folder")
     parser.add_argument("--motion-version", type=int, choices=[1, 2, 3], default=3)
     parser.add_argument("--full-size", action="store_true", help="Stable Diffusion 1.5's widths")

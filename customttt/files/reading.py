@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ..errors import UserError, in_words, writing
@@ -50,6 +51,16 @@ def write_json(content: dict, path: Path) -> None:
         # A file's name may hold bytes that are no text: JSON has the same escape for them.
         temporary.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n",
                              encoding="utf-8", errors="backslashreplace")
+
+
+def write_tensors(tensors: dict[str, Tensor], path: str | Path,
+                  metadata: Mapping | None = None) -> None:
+    """A safetensors file, the same bytes each time; metadata that are not strings become JSON."""
+    text = {key: (value if isinstance(value, str) else json.dumps(value)).encode(
+        "utf-8", "replace").decode() for key, value in (metadata or {}).items()}
+    with writing(path) as temporary:
+        save_file(tensors, temporary, {"format": "pt"} | text)
+        _sort_metadata(temporary)
 
 
 def is_safetensors(path: Path) -> bool:
@@ -94,7 +105,7 @@ def read_tensors(path: str | Path) -> dict[str, Tensor]:
             if isinstance(key, str) and isinstance(value, Tensor)}
 
 
-def sort_metadata(path: Path) -> None:
+def _sort_metadata(path: Path) -> None:
     """Put a safetensors file's metadata in order, in place: they are written in a random one."""
     with path.open("rb+") as file:
         length = int.from_bytes(file.read(8), "little")

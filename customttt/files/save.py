@@ -6,17 +6,17 @@ Used for the tiny model; what this writes, diffusers and transformers load as we
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from ..errors import writing
+from ..model.clip import TextEncoder
 from ..model.model import Model
 from ..model.motion import MotionModule, positional_encoding
 from ..model.unet import UNet
+from ..model.vae import VAE
 from . import keys
 from .configs import motion_json, text_json, unet_json, vae_json
 from .load import WEIGHTS
-from .reading import write_json
+from .reading import write_json, write_tensors
 from .tokenizers import save_tokenizer
 
 
@@ -24,16 +24,33 @@ def save_model(model: Model, folder: str | Path, dtype: torch.dtype = torch.floa
     """Write tokenizer/, text_encoder/, vae/, unet/ and, where there is one, motion_adapter/."""
     folder = Path(folder)
     save_tokenizer(model.tokenizer, folder / "tokenizer")
-    save_part(model.text_encoder, keys.public_text, text_json(model.text_encoder.config),
-              folder / "text_encoder" / "model.safetensors", dtype)
-    save_part(model.vae, keys.diffusers_vae, vae_json(model.vae.config),
-              folder / "vae" / WEIGHTS, dtype)
-    save_part(model.unet, keys.diffusers_unet, unet_json(model.unet.config),
-              folder / "unet" / WEIGHTS, dtype, only=keys.is_image)
+    save_text_encoder(model.text_encoder, folder, dtype)
+    save_vae(model.vae, folder, dtype)
+    save_unet(model.unet, folder, dtype)
     if model.unet.config.motion is not None:
-        save_part(model.unet, keys.diffusers_unet, motion_json(model.unet.config),
-                  folder / "motion_adapter" / WEIGHTS, dtype, only=keys.is_motion,
-                  constants=position_tables(model.unet))
+        save_motion(model.unet, folder, dtype)
+
+
+def save_text_encoder(encoder: TextEncoder, folder: Path, dtype=torch.float16) -> None:
+    save_part(encoder, keys.public_text, text_json(encoder.config),
+              folder / "text_encoder" / "model.safetensors", dtype)
+
+
+def save_vae(vae: VAE, folder: Path, dtype=torch.float16) -> None:
+    save_part(vae, keys.diffusers_vae, vae_json(vae.config), folder / "vae" / WEIGHTS, dtype)
+
+
+def save_unet(unet: UNet, folder: Path, dtype=torch.float16) -> None:
+    """Without its motion modules."""
+    save_part(unet, keys.diffusers_unet, unet_json(unet.config), folder / "unet" / WEIGHTS, dtype,
+              only=keys.is_image)
+
+
+def save_motion(unet: UNet, folder: Path, dtype=torch.float16) -> None:
+    """Its motion modules alone."""
+    save_part(unet, keys.diffusers_unet, motion_json(unet.config),
+              folder / "motion_adapter" / WEIGHTS, dtype, only=keys.is_motion,
+              constants=position_tables(unet))
 
 
 def position_tables(unet: UNet) -> dict[str, Tensor]:
@@ -51,6 +68,5 @@ def save_part(module: nn.Module, public, config: dict, path: Path, dtype: torch.
     """One module's weights under their public names, and `config.json` beside them."""
     tensors = {public(name): p.detach().to("cpu", dtype).contiguous()
                for name, p in module.named_parameters() if only(name)} | (constants or {})
-    with writing(path) as temporary:
-        save_file(tensors, temporary, metadata={"format": "pt"})
+    write_tensors(tensors, path)
     write_json(config, path.parent / "config.json")

@@ -53,6 +53,11 @@ def as_frames(pixels: Tensor) -> Tensor:
     return ((pixels + 1) * 127.5).round().to("cpu", torch.uint8)
 
 
+def as_pixels(frames: Tensor) -> Tensor:
+    """uint8 (f H W 3) -> (f 3 H W) in [-1, 1]."""
+    return rearrange(frames, "f h w c -> f c h w").float() / 127.5 - 1
+
+
 def contact_sheet(clips: Sequence[Tensor], gap: int = 2) -> Tensor:
     """Clips, uint8 (f H W 3) of one size, one a row -> one picture with white gaps (1 H' W' 3)."""
     height, width = clips[0].shape[1:3]

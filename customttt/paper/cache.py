@@ -73,14 +73,15 @@ class Cache:
                                       *flags, *data, *resume])
             if not train(stage, args):
                 raise KeyboardInterrupt
-            for each in (folder / CHECKPOINT, *folder.glob("adapter-[0-9]*")):      # large
-                each.unlink()
         parser = argparse.ArgumentParser(prog=f"--stage {stage.name}", allow_abbrev=False)
         add_recipe_flags(parser, stage.recipe)
         given, others = parser.parse_known_args(flags)
         told = {"stage": stage.name, "recipe": values_of(stage.recipe, given), "flags": others,
                 "of": {flag: fingerprint(files_of(path)) for flag, path in of.items()}}
-        return self.made(f"loras/{stage.name}", told, make) / ADAPTER
+        folder = self.made(f"loras/{stage.name}", told, make)
+        for each in (folder / CHECKPOINT, *folder.glob("adapter-[0-9]*")):      # large
+            each.unlink(missing_ok=True)
+        return folder / ADAPTER
 
 
 def open_cache(args: argparse.Namespace) -> Cache:

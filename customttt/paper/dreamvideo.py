@@ -14,21 +14,19 @@ system here has. Its AdamW is Lion here, at a tenth of the rates.
 Axes: n images or clips, f frames, h w latent rows and columns, d width.
 """
 
-import json
 from argparse import ArgumentParser, Namespace
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from .. import recipes
 from ..diffusion import add_noise
 from ..draws import Draws
-from ..errors import UserError, writing
+from ..errors import UserError
 from ..files.lora_files import find_lora
-from ..files.reading import read_tensors
+from ..files.reading import read_tensors, write_tensors
 from ..losses import noise_loss, spatial_loss
 from ..media.clips import to_images
 from ..model.clip import TextEncoder
@@ -79,24 +77,6 @@ def prepare_word(model: Model, settings: dict, args: Namespace) -> Job:
     return Job((job.inputs[0], lambda: encoder(ids)), f"a {WORD}", job.metadata)
 
 
-def save_parameters(parameters: dict[str, nn.Parameter], path: Path, metadata: dict) -> None:
-    with writing(path) as temporary:
-        save_file({name: p.detach().cpu().contiguous() for name, p in parameters.items()},
-                  temporary, {key: json.dumps(value) for key, value in metadata.items()})
-
-
-class Word(Stage):
-    """Trains one vector of the text encoder. Its contact sheet has the prompt as it began."""
-
-    def parameters(self, model: Model) -> dict[str, nn.Parameter]:
-        return {"word": model.unet.word.vector}
-
-    def save(self, model: Model, path: Path, metadata: dict) -> None:
-        save_parameters({"word": model.unet.word.vector}, path, metadata)
-
-
-# ---------------------------------------------------------------------------------- the adapters
-
 class Adapted(Stage):
     """Trains adapters: `trained` says which."""
 
@@ -104,7 +84,18 @@ class Adapted(Stage):
         return adapter_parameters(model.unet, *self.trained)
 
     def save(self, model: Model, path: Path, metadata: dict) -> None:
-        save_parameters(adapter_parameters(model.unet, *self.trained), path, metadata)
+        write_tensors({name: p.detach().cpu().contiguous()
+                       for name, p in self.parameters(model).items()}, path, metadata)
+
+
+class Word(Adapted):
+    """Trains one vector of the text encoder. Its contact sheet has the prompt as it began."""
+
+    def parameters(self, model: Model) -> dict[str, nn.Parameter]:
+        return {"word": model.unet.word.vector}
+
+
+# ---------------------------------------------------------------------------------- the adapters
 
 
 def add_identity_flags(parser: ArgumentParser) -> None:

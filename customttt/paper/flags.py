@@ -7,12 +7,10 @@ import io
 import os
 from pathlib import Path
 
-import torch
-
 from ..errors import UserError
 from ..recipes import EVERYWHERE, SMALL, Recipe
-from ..run.options import (add_model_flags, add_recipe_flags, device_named, open_model,
-                           require_motion)
+from ..run.options import (add_model_flags, add_recipe_flags, chosen_settings, device_named,
+                           open_model, require_motion)
 from .cache import OUTPUT
 
 SAMPLED = Recipe(EVERYWHERE, SMALL)     # what a clip is sampled with
@@ -36,10 +34,11 @@ def check_shared(args: argparse.Namespace) -> None:
         value = getattr(args, name, None)
         if value is not None and value < 1:
             raise UserError(f"--{name} {value}: must be positive")
-    if "LOCAL_RANK" in os.environ and args.device == "cuda" and torch.cuda.is_available():
-        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    if "LOCAL_RANK" in os.environ and args.device == "cuda":
+        args.device = f"cuda:{os.environ['LOCAL_RANK']}"
     device_named(args.device)
     with contextlib.redirect_stdout(io.StringIO()):     # what it says, each process would say again
         model, _ = open_model(args)
+        chosen_settings(args, SAMPLED, model)
     require_motion(model)
     args.clip = args.clip or Path(args.model) / "clip"

@@ -2,7 +2,7 @@
 
 import math
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 from torch import Generator, Tensor
@@ -27,6 +27,12 @@ def shown(values: Sequence[float], form: str = "{:.3f}") -> str:
     mean, half = interval(values)
     return form.format(mean) + ("" if math.isnan(half) else
                                 f" ± {form.replace('+', '').format(half)}")
+
+
+def markdown(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A table; the first column names the rows."""
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def pearson(x: Tensor, y: Tensor) -> float:

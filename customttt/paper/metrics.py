@@ -28,7 +28,7 @@ import torch
 from PIL import Image, ImageSequence, UnidentifiedImageError
 from torch import Tensor
 
-from ..errors import UserError, check_writable, in_words, run_command
+from ..errors import UserError, check_writable, command_parser, in_words, run_command
 from ..files.reading import write_json
 from ..media.clips import as_frames, to_images
 from ..media.find import IMAGE_ENDINGS, find_files
@@ -36,7 +36,8 @@ from ..media.images import image_formats
 from ..media.videos import ANIMATED, read_video
 from ..run.options import device_named
 from .clip import Embedder, load_clip
-from .tracks import FILES, SIDE, TRACKERS, read_tracks
+from .intervals import markdown
+from .tracks import ENDINGS, SIDE, TRACKERS, read_tracks
 
 LEAST_TRAVEL = 2.5      # pixels: a track that never leaves its start by more is background
 MOST_FPS = 1000
@@ -124,7 +125,7 @@ def clip_scores(embedder: Embedder, frames: Sequence[Image.Image], prompt: str |
                 images: Sequence[Image.Image], definition: str = "vgen") -> dict[str, float]:
     """CLIP-T, CLIP-I and consistency of a clip, those of them that can be had."""
     if len(frames) < 2:
-        raise UserError("a video has two frames or more; this one has one")
+        raise UserError(f"a video has two frames or more; this one has {len(frames)}")
     if definition == "loveu":
         frames = [frame.resize((LOVEU_SIDE, LOVEU_SIDE)) for frame in frames]
     embedded, scores = embedder.embed_images(frames), {}
@@ -168,7 +169,7 @@ def open_image(path: Path) -> Image.Image:
 @functools.cache
 def reference_tracks(path: Path, frames: int, fps: float, tracker: str) -> Tensor:
     """Of the motion video: its first `frames` frames at `fps`, as --stage temporal sees them."""
-    if path.suffix in FILES:
+    if path.suffix in ENDINGS:
         return read_tracks(path, frames)
     pixels = read_video(path, frames, fps, SIDE)
     return TRACKERS[tracker](to_images(as_frames(pixels.transpose(0, 1))))
@@ -177,16 +178,14 @@ def reference_tracks(path: Path, frames: int, fps: float, tracker: str) -> Tenso
 def table(rows: dict[str, dict[str, float]]) -> str:
     """One row a video, and their mean."""
     columns = list(next(iter(rows.values())))
-    lines = ["| | " + " | ".join(columns) + " |", "|---" * (len(columns) + 1) + "|"]
     mean = {name: statistics.mean(scores[name] for scores in rows.values()) for name in columns}
-    for name, scores in (rows | ({"mean": mean} if len(rows) > 1 else {})).items():
-        lines.append(f"| {name} | " + " | ".join(f"{scores[each]:.4f}" for each in columns) + " |")
-    return "\n".join(lines)
+    every = rows | ({"mean": mean} if len(rows) > 1 else {})
+    return markdown(["", *columns], ([name, *(f"{scores[each]:.4f}" for each in columns)]
+                                     for name, scores in every.items()))
 
 
 def parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_parser(__doc__)
     parser.add_argument("videos", nargs="+", type=Path, metavar="VIDEO")
     parser.add_argument("--prompt", nargs="+", help="one for all videos, or one for each")
     parser.add_argument("--images", nargs="+", type=Path, metavar="PATH", default=[],
@@ -197,7 +196,8 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--definition", choices=["vgen", "loveu"], default="vgen")
     parser.add_argument("--tracker", choices=list(TRACKERS), default="lucas-kanade")
     parser.add_argument("--tracks", nargs="+", type=Path, metavar="FILE",
-                        help="of the videos, in place of --tracker: .npy, .pt, (points, frames, 2)")
+                        help="of the videos, in place of --tracker, each "
+                        "(points, frames, 2): .npy, .pt, .safetensors")
     parser.add_argument("--fps", type=float, default=8.0,
                         help="frames a second that are taken of --reference (default: %(default)s)")
     parser.add_argument("--device", default="cpu", help="default: %(default)s")

@@ -26,7 +26,7 @@ from pathlib import Path
 from torch import Tensor
 
 from ..draws import stream_seed
-from ..errors import UserError, run_command
+from ..errors import UserError, command_parser, run_command
 from ..files.reading import read_json, write_json
 from ..media.clips import contact_sheet, to_images, write_frames
 from ..model.model import Model
@@ -36,7 +36,7 @@ from .cache import Cache, open_cache, write_result
 from .clip import Embedder, clip_fingerprint, load_clip
 from .figures import draw_grid, draw_heat_map
 from .flags import SAMPLED, add_shared_flags, check_shared
-from .intervals import interval, shown
+from .intervals import interval, markdown, shown
 from .metrics import clip_t, motion_fidelity
 from .ranks import shared, start_ranks
 from .tracks import TRACKERS, check_tracker, evaluation_package
@@ -128,16 +128,17 @@ def probe_once(cache: Cache, told: dict, probe: Callable[[], tuple], drawn: bool
 def table(result: dict) -> str:
     """One row a condition: each score, what it gains over no probe; the paper's CLIP-T(p*)."""
     kind, every = result["kind"], [scores for _, scores in result["pairs"]]
-    lines = ["| p* in layer | " + "".join(f"{score} | minus none | " for score in SCORES[kind])
-             + "the paper's CLIP-T |", "|---" * (2 + 2 * len(SCORES[kind])) + "|"]
+    head = ["p* in layer", *(each for score in SCORES[kind] for each in (score, "minus none")),
+            "the paper's CLIP-T"]
+    lines = []
     for name in every[0]:
         cells = [name]
         for place in SCORES[kind].values():
             cells += [shown([scores[name][place] for scores in every], "{:.4f}"),
                       shown(gains(result, name, place), "{:+.4f}")]
         cells.append(f"{PAPER[kind][int(name)]:.3f}" if name.isdigit() else "")
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
+        lines.append(cells)
+    return markdown(head, lines)
 
 
 def gains(result: dict, name: str, place: int) -> list[float]:
@@ -146,8 +147,7 @@ def gains(result: dict, name: str, place: int) -> list[float]:
 
 
 def parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_parser(__doc__)
     parser.add_argument("kind", choices=list(FIRST))
     add_shared_flags(parser)
     parser.add_argument("--pairs", type=Path, metavar="FILE", help="lines \"p | p*\"")

@@ -8,12 +8,11 @@ all else that made them is the same. What the paper says and what is found here 
 and where the two differ in sign, or an interval is too wide to tell, the page says so.
 """
 
-import argparse
 import os
 import shutil
 from pathlib import Path
 
-from ..errors import UserError, run_command, writing
+from ..errors import UserError, command_parser, run_command, writing
 from ..files.reading import read_json
 from . import probe, tables
 from .cache import OUTPUT
@@ -29,7 +28,8 @@ TITLES = {      # name of a result -> its title, in the order of the page
     "search-ttt": "Test-time training: what other settings gain",
     "student": "Test-time training: what it does to its student"}
 
-SAME = ("rows", "metrics", "first", "made of", "scored with")       # in all seeds of a result
+# In all seeds of a result.
+SAME = ("rows", "metrics", "first", "correlations", "made of", "scored with")
 
 
 def copy(made: Path, kept: Path) -> None:
@@ -108,8 +108,7 @@ def section(title: str, result: dict, runs: list[dict], kept: Path) -> list[str]
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_parser(__doc__)
     parser.add_argument("--made", type=Path, default=OUTPUT, metavar="FOLDER")
     parser.add_argument("--kept", type=Path, default=KEPT, metavar="FOLDER")
     args = parser.parse_args()

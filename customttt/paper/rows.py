@@ -10,6 +10,7 @@ import json
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,6 +20,7 @@ from PIL import Image
 from torch import Tensor
 
 from ..draws import stream_seed
+from ..errors import UserError
 from ..files.lora_files import load_lora
 from ..files.reading import read_json, write_json
 from ..media.clips import to_images, write_frames
@@ -124,26 +126,25 @@ class Bench(NamedTuple):
                 {f"--{kind}": files[kind] for kind in ("spatial", "temporal")})
         return files
 
-    def clip_folder(self, unit: Unit) -> Path:
+    def clip_folder(self, unit: Unit, loras: dict[str, Path]) -> Path:
         """The folder of a unit's clip. Rows share the noise."""
-        (row, group, k), prompt = unit, unit.prompt
-        seed = stream_seed(self.args.seed, f"table {group.name} {k}")
-        told = {"prompt": prompt, "noise": seed}
+        row, group = unit.row, unit.group
+        seed = stream_seed(self.args.seed, f"table {group.name} {unit.k}")
+        told = {"prompt": unit.prompt, "noise": seed}
         if row.clip is not None:
             told |= {"row": row.name, "group": group.content}
-            return self.cache.made("clips/clip", told, lambda folder: write_frames(
-                row.clip(group, prompt, seed), folder / "clip.png"))
-        files = self.loras(unit)
-        if row.ttt is not None:
-            files = {"ttt": files["ttt"]}
-        told |= {"loras": [file.parent.name for file in files.values()], "scales": row.scales,
-                 "recipe": values_of(SAMPLED, self.args)}
-        return self.cache.made("clips/clip", told, lambda folder: write_frames(
-            self.sample(files, row, group, prompt, seed), folder / "clip.png"))
+            clip = partial(row.clip, group, unit.prompt, seed)
+        else:
+            files = loras if row.ttt is None else {"ttt": loras["ttt"]}
+            told |= {"loras": [file.parent.name for file in files.values()], "scales": row.scales,
+                     "recipe": values_of(SAMPLED, self.args)}
+            clip = partial(self.sample, unit, files, seed)
+        return self.cache.made("clips/clip", told,
+                               lambda folder: write_frames(clip(), folder / "clip.png"))
 
-    def sample(self, files: dict[str, Path], row: Row, group: Group, prompt: str,
-               seed: int) -> Tensor:
+    def sample(self, unit: Unit, files: dict[str, Path], seed: int) -> Tensor:
         """uint8 (f H W 3)."""
+        row, group = unit.row, unit.group
         model, _ = open_model(self.args)
         settings = chosen_settings(self.args, SAMPLED, model)
         arguments = {"steps": settings["sampling_steps"], "guidance": settings["guidance"],
@@ -151,16 +152,17 @@ class Bench(NamedTuple):
         if "dreamvideo-word" in files:
             load_dreamvideo(model, *files.values())
             guide = load_clip(self.args.clip, model.device).embed_images(group.subject_images()[:1])
-            worded = re.sub(rf"\b{re.escape(group.subject)}\b", f"a {WORD}", prompt)
+            worded = re.sub(rf"\b{re.escape(group.subject)}\b", f"a {WORD}", unit.prompt)
             return sample_dreamvideo(model, worded, guide, **arguments)
         scales = (*row.scales[:1] * len(row.subject), *row.scales[1:] * len(row.motion))
         for file, scale in zip(files.values(), scales):
             load_lora(model.unet, file, scale)
-        return sample_video(model, prompt, **arguments)
+        return sample_video(model, unit.prompt, **arguments)
 
     def scores(self, unit: Unit) -> tuple[dict[str, float], list[Path]]:
         """A unit's scores, and the folders of the cache that they come from."""
-        clip, loras = self.clip_folder(unit), self.loras(unit)
+        loras = self.loras(unit)
+        clip = self.clip_folder(unit, loras)
         scores, made = {}, [clip, *(file.parent for file in loras.values())]
         for scorer in self.scorers:
             told = {"clip": clip.name, "prompt": unit.prompt, "group": unit.group.content}
@@ -199,6 +201,9 @@ def paper_scorer(args: argparse.Namespace) -> Scorer:
         frames = to_images(clip)
         scores = clip_scores(embedder, frames, unit.prompt, unit.group.subject_images())
         reference = reference_tracks(unit.group.video, len(frames), FPS, args.tracker)
+        if not len(reference):
+            raise UserError(f"{unit.group.video}: no point can be followed through it; take "
+                            f"another video")
         tracks = TRACKERS[args.tracker](frames)
         return scores | (fidelity_scores(tracks, reference) if len(tracks) else
                          dict.fromkeys(("motion fidelity", "motion fidelity (published)"), 0.0))

@@ -22,11 +22,11 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
-from ..errors import UserError, run_command
+from ..errors import UserError, command_parser, run_command
 from ..files.reading import read_json
 from .cache import open_cache, write_result
 from .flags import add_shared_flags, check_shared
-from .intervals import interval, shown
+from .intervals import interval, markdown, shown
 from .ranks import shared, start_ranks
 from .rows import Bench, Group, Row, Scorer, Unit, paper_scorer, told_of
 from .systems import SYSTEMS
@@ -129,23 +129,22 @@ def printed(result: dict, row: str, metric: str) -> float | None:
 def text(result: dict) -> str:
     """Mean and 95% interval over the groups, the paper's figure in brackets; then what rows differ
     by, group by group."""
-    lines = ["| | " + " | ".join(result["metrics"]) + " |",
-             "|---" * (len(result["metrics"]) + 1) + "|"]
+    lines = []
     for row in result["rows"]:
         cells = []
         for metric in result["metrics"]:
             paper = printed(result, row, metric)
             cells.append(shown(means(result, row, metric))
                          + ("" if paper is None else f" ({paper:.3f})"))
-        lines.append(f"| {row} | " + " | ".join(cells) + " |")
+        lines.append([row, *cells])
     for a, b in result["differences"]:
         cells = []
         for metric in result["metrics"]:
             papers = [printed(result, row, metric) for row in (a, b)]
             cells.append(shown(differences(result, a, b, metric), "{:+.3f}")
                          + ("" if None in papers else f" ({papers[0] - papers[1]:+.3f})"))
-        lines.append(f"| *{a}* minus *{b}* | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+        lines.append([f"*{a}* minus *{b}*", *cells])
+    return markdown(["", *result["metrics"]], lines)
 
 
 def unfollowed_text(result: dict) -> str:
@@ -163,12 +162,9 @@ def correlation_text(result: dict) -> str:
     found = result["correlations"]
     columns = [(truth, kind) for truth, kinds in next(iter(found.values())).items()
                for kind in kinds]
-    lines = ["| | " + " | ".join(f"{truth}, {kind}" for truth, kind in columns) + " |",
-             "|---" * (len(columns) + 1) + "|"]
-    for metric, of in found.items():
-        cells = ("{:+.2f} [{:+.2f}, {:+.2f}]".format(*of[truth][kind]) for truth, kind in columns)
-        lines.append(f"| {metric} | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+    return markdown(["", *(f"{truth}, {kind}" for truth, kind in columns)], (
+        [metric, *("{:+.2f} [{:+.2f}, {:+.2f}]".format(*of[truth][kind])
+                   for truth, kind in columns)] for metric, of in found.items()))
 
 
 def verdicts(result: dict) -> list[str]:
@@ -189,8 +185,8 @@ def verdicts(result: dict) -> list[str]:
             elif abs(mean - paper) > half:
                 said = "**not found**: none shows, and the paper's is outside the interval"
             else:
-                said = (f"undecided; an interval as narrow as the paper's difference takes about "
-                        f"{len(here) * (half / paper) ** 2:.0f} groups")
+                said = (f"undecided; an interval too narrow to hold both 0 and the paper's "
+                        f"difference takes about {len(here) * (2 * half / paper) ** 2:.0f} groups")
             found.append(f"{metric}, *{a}* minus *{b}*: {paper:+.3f} in the paper, "
                          f"{shown(here, '{:+.3f}')} here: {said}.")
     return found
@@ -252,8 +248,7 @@ def check(args: argparse.Namespace) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_parser(__doc__)
     parser.add_argument("table", type=int, choices=list(TABLES))
     parser.add_argument("--protocol", type=Path, required=True, metavar="FILE")
     add_flags(parser)

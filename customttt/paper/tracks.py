@@ -3,6 +3,7 @@
 Three sources, one form: OpenCV's pyramidal Lucas-Kanade, CoTracker where the user has it, a file.
 """
 
+import functools
 import importlib
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,16 +11,16 @@ from pathlib import Path
 import torch
 from einops import rearrange
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 
-from ..errors import UserError
+from ..errors import UserError, in_words
 from ..files.reading import read_tensors
 
 SIDE = 256          # pixels that the shorter side is resized to, so that a pixel means the same
 GRID = 55           # points along each side of the first frame, as in Yatim et al.'s code
 WINDOW, LEVELS = 21, 3      # Lucas-Kanade's window in pixels, and the halvings of its pyramid
 RETURN = 1.0        # pixels: a point that comes back farther away than this was lost
-FILES = {".npy", ".pt", ".safetensors"}
+ENDINGS = {".npy", ".pt", ".safetensors"}
 
 
 def evaluation_package(name: str):
@@ -70,17 +71,22 @@ def lucas_kanade(frames: Sequence[Image.Image]) -> Tensor:
     return there[found & found_again & home]
 
 
-def cotracker(frames: Sequence[Image.Image]) -> Tensor:
+@functools.cache
+def cotracker_model() -> nn.Module:
     """CoTracker 3 (Karaev et al.), offline; not free for commercial use. The published metric has
-    version 1, which torch.hub no longer offers; visibility is left aside, as there."""
+    version 1, which torch.hub no longer offers."""
     try:
-        model = torch.hub.load("facebookresearch/co-tracker", "cotracker3_offline")
+        return torch.hub.load("facebookresearch/co-tracker", "cotracker3_offline")
     except Exception as error:
-        raise UserError(f"--tracker cotracker: torch.hub cannot load it "
-                        f"({str(error).splitlines()[0]}); use lucas-kanade") from error
+        raise UserError(f"--tracker cotracker: torch.hub cannot load it ({in_words(error)}); use "
+                        f"lucas-kanade") from error
+
+
+def cotracker(frames: Sequence[Image.Image]) -> Tensor:
+    """Visibility is left aside, as in the published metric."""
     video = rearrange(resized(frames), "t h w c -> 1 t c h w").float()
     with torch.no_grad():
-        tracks, _ = model(video, grid_size=GRID)
+        tracks, _ = cotracker_model()(video, grid_size=GRID)
     return rearrange(tracks, "1 t n two -> n t two")
 
 
@@ -88,13 +94,15 @@ TRACKERS = {"lucas-kanade": lucas_kanade, "cotracker": cotracker}
 
 
 def check_tracker(name: str) -> None:
-    """Raise UserError now if its package is missing, and not after hours."""
-    if name == "lucas-kanade":
+    """Raise UserError now if what it needs is missing, and not after hours."""
+    if name == "cotracker":
+        cotracker_model()
+    else:
         evaluation_package("cv2")
 
 
 def read_tracks(path: str | Path, frames: int) -> Tensor:
-    """A file of tracks (n t 2), t = `frames`: .npy, or .pt or .safetensors with one tensor in it."""
+    """A file of tracks (n t 2), t = `frames`: .npy; or .pt or .safetensors, one tensor in it."""
     path = Path(path)
     if path.suffix == ".npy":
         numpy = evaluation_package("numpy")

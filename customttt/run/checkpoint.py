@@ -66,7 +66,7 @@ class State:
             self._restore(content)
         except Exception as error:      # whatever is not as `save` writes it
             raise _unreadable(folder / CHECKPOINT, error) from error
-        _cut_log(folder / "log.jsonl", self.step)
+        cut_log(folder / "log.jsonl", self.step)
 
     @torch.no_grad()
     def _restore(self, content: dict) -> None:
@@ -139,8 +139,8 @@ def is_of_a_run(path: Path) -> bool:
     return re.fullmatch(OF_A_RUN, path.name) is not None
 
 
-def _cut_log(path: Path, step: int) -> None:
-    """Drop the lines of steps that are run again."""
-    lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
+def cut_log(path: Path, lines: int) -> None:
+    """Drop those after so many: they are of steps that are run again."""
+    found = path.read_bytes().splitlines(keepends=True) if path.exists() else []
     with writing(path) as temporary:
-        temporary.write_bytes(b"".join(lines[:step]))
+        temporary.write_bytes(b"".join(found[:lines]))

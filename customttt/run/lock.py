@@ -25,7 +25,6 @@ def locked(folder: Path) -> Iterator[None]:
     """
     try:
         made = not folder.exists()
-        folder.mkdir(parents=True, exist_ok=True)
         file = _open(folder / NAME)
     except BlockingIOError as error:
         raise AtWork(f"{folder}: another run is at work there; wait for its end, or give another "
@@ -48,9 +47,14 @@ def locked(folder: Path) -> Iterator[None]:
 
 
 def _open(path: Path) -> IO[bytes]:
-    """The file, locked by this process alone; BlockingIOError if another has it."""
+    """The file, locked by this process alone; BlockingIOError if another has it. Its folder is made
+    if need be, and anew where another run, as it ended, removed it meanwhile."""
     while True:
-        file = open(path, "ab")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            file = open(path, "ab")
+        except FileNotFoundError:
+            continue
         try:
             _lock(file)
             if os.path.samestat(os.fstat(file.fileno()), os.stat(path)):

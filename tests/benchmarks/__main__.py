@@ -23,7 +23,7 @@ from pathlib import Path
 
 import torch
 
-from customttt.errors import UserError, run_command, writing
+from customttt.errors import UserError, command_parser, run_command, writing
 from customttt.files.random_model import random_model
 from customttt.files.save import save_model
 from customttt.run.memory import total
@@ -47,8 +47,7 @@ HEAD = ("| work | ours | peer | ratio | before | ratio | memory: ours | peer | r
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_parser(__doc__)
     parser.add_argument("rows", nargs="*", metavar="ROW", help=f"of {', '.join(ABOUT)}")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--precision", choices=["fp32", "bf16", "fp16"], default="fp32")

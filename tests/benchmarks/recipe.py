@@ -8,7 +8,6 @@ timed, and the whole is counted from their median. Then one forward in bf16 and 
 fp32.
 """
 
-import argparse
 import statistics
 import tempfile
 import time
@@ -17,7 +16,7 @@ from pathlib import Path
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from customttt.errors import run_command
+from customttt.errors import command_parser, run_command
 from customttt.files.random_model import random_model
 from customttt.files.save import save_model
 
@@ -28,8 +27,7 @@ STEPS = {"spatial": 500, "temporal": 500, "ttt": 30, "denoise": 25, "decode": 1}
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_parser(__doc__)
     parser.add_argument("--device", type=torch.device,
                         default=torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     parser.add_argument("--precision", choices=["fp32", "bf16", "fp16"], default="fp16")

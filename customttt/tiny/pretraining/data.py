@@ -17,12 +17,13 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from ...files.reading import save_pickled
+from ...media.clips import as_pixels
 from ...model.tokenizer import END, START, Tokenizer, byte_symbols, merge
 from ...model.vae import VAE
+from ...paper.ranks import rank_of_ranks
 from ..world import clips as world
 from ..world.chance import uniform
 from ..world.clips import Clip
-from .judge import as_pixels
 
 # A CPU without instructions for bfloat16 is slower in it than in fp32.
 BFLOAT16 = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
@@ -134,7 +135,7 @@ def cached_latents(path: Path, vae: VAE, count: int, seed: int, frames: int,
     path = path.with_stem(f"{path.stem}-{count}")
     if path.is_file():
         return clips, at, *torch.load(path, weights_only=True)
-    rank, processes = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+    rank, processes = rank_of_ranks()
     own, chunk = {}, 32 // frames
     vae = vae.to(machine.device)
 

@@ -3,10 +3,11 @@
 Axes: n images or clips, f frames, c channels, h w latent rows and columns.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from torch import Generator, Tensor
+from torch import Generator, Tensor, nn
 
 from ...diffusion import add_noise, alpha_bar
 from ...model.blocks import Attention
@@ -28,6 +29,17 @@ def attend_in_fp32(unet: UNet) -> None:
                 linear.register_forward_hook(lambda m, inputs, y: y.float())
             attention.to_out.register_forward_pre_hook(
                 lambda m, inputs: inputs[0].to(m.weight.dtype))
+
+
+def asking_heads(unet: UNet, layers: Sequence[int], answers: int,
+                 places: int = 1) -> tuple[dict[str, tuple], nn.ModuleDict]:
+    """By layer: what it gave in the last forward, and a head that is asked for `answers` of its
+    features, at so many places. Only training has them."""
+    seen, heads = {}, nn.ModuleDict()
+    for i in layers:
+        unet.layers[i].register_forward_hook(lambda m, inputs, out, i=str(i): seen.update({i: out}))
+        heads[str(i)] = nn.Linear(places * UNET.channels[min(i, 8 - i, 3)], answers)
+    return seen, heads
 
 
 class Captions:

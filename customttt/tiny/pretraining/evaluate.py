@@ -24,15 +24,17 @@ from ...errors import run_command
 from ...files.load import load_model
 from ...media.clips import as_frames, contact_sheet, write_frames
 from ...model.model import Model
+from ...paper.intervals import shown
 from ..world import clips as world, subjects
 from .data import draw_clips, draw_frames
 from .judge import Judge
 from .measure import classify_motion
-from .parts import load_image_unet, load_text_encoder, load_vae
+from .parts import load_vae
+
 
 class Tally:
     """Answers by question; `print` gives the share of right ones with Wilson's 95% interval, or the
-    mean of numbers with a normal one."""
+    mean of numbers with Student's."""
 
     def __init__(self):
         self.answers = {}
@@ -47,8 +49,7 @@ class Tally:
                 low, high = wilson(sum(answers), n)
                 found = f"{mean:6.1%}  [{low:.1%}, {high:.1%}]"
             else:
-                half = 1.96 * statistics.stdev(answers) / math.sqrt(n)
-                found = f"{mean:.3f} +- {half:.3f}"
+                found = shown(answers)
             print(f"{question:28} {found}  n = {n}")
 
 
@@ -98,8 +99,7 @@ def evaluate_clip(folder: Path, n: int, seed: int, vae=None) -> None:
     tally.print()
     for what, squares in zip(("whole frame", "subject's pixels"), zip(*errors)):
         decibels = [-10 * math.log10(square) for square in squares]
-        half = 1.96 * statistics.stdev(decibels) / math.sqrt(len(decibels))
-        print(f"{what:28} {statistics.mean(decibels):.2f} dB +- {half:.2f}  n = {len(decibels)}")
+        print(f"{what:28} {shown(decibels, '{:.2f}')} dB  n = {len(decibels)}")
 
 
 def evaluate_vae(folder: Path, n: int, seed: int) -> None:
@@ -122,12 +122,7 @@ def evaluate_samples(folder: Path, n: int, seed: int, guidance: float, frames: i
                      sheet: Path | None) -> None:
     """Captions as drawn in pretraining, all naming subject and scene."""
     judge, tally, kept = Judge(folder), Tally(), []
-    vae, (text_encoder, tokenizer) = load_vae(folder), load_text_encoder(folder)
-    if frames > 1:
-        model = load_model(folder)
-    else:
-        model = Model(folder.name, tokenizer, text_encoder, vae, load_image_unet(folder).eval(),
-                      torch.device("cpu"), torch.float32)
+    model = load_model(folder, motion=frames > 1)
     clips = draw_clips(Generator().manual_seed(seed), n)
     chunk = 20 if frames == 1 else 2
     for start in tqdm(range(0, n, chunk), desc=f"guidance {guidance:g}", mininterval=5):
@@ -139,8 +134,8 @@ def evaluate_samples(folder: Path, n: int, seed: int, guidance: float, frames: i
                 right = classify_motion(video) == clip.motion.word
                 tally.add("motion", right)
                 tally.add(f"motion, {clip.motion.word}", right)
-                for name, shown in (("samples", video), ("rendered", world.render(clip))):
-                    tally.add(f"consistency, {name}", judge.consistency(shown))
+                for name, seen in (("samples", video), ("rendered", world.render(clip))):
+                    tally.add(f"consistency, {name}", judge.consistency(seen))
             kept.append(video)
     tally.print()
     if sheet is not None:

@@ -11,15 +11,12 @@ from torch import Generator, Tensor, nn
 from torch.func import functional_call
 
 from ...diffusion import TIMESTEPS
-from ...files import keys
-from ...files.configs import unet_json
-from ...files.load import WEIGHTS
-from ...files.save import save_part
+from ...files.save import save_unet
 from ...model.unet import UNet
 from ..world import clips as world, motions
 from ..world.subjects import COMPOSED
 from .data import FACTOR, Machine, cached_latents, cut
-from .denoising import UNET, Captions, attend_in_fp32, noised, weighted_loss
+from .denoising import UNET, Captions, asking_heads, attend_in_fp32, noised, weighted_loss
 from .objectives import Recipe, Stage
 from .parts import load_image_unet, load_vae
 from .reading import colour_tokens, misreading, reading_heads
@@ -61,12 +58,10 @@ def image_stage(unet: UNet, folder: Path, work: Path, recipe: Recipe, machine: M
     # A plain kind is learned long before all parts of a composed one have their colours.
     harder = torch.tensor([1.0 + (clip.subject.kind in COMPOSED) for clip in clips])
     texts = Captions(folder, machine)
-    seen, read, heads = {}, reading_heads(unet), nn.ModuleDict()
+    read = reading_heads(unet)
     if machine.device.type == "cpu":
         attend_in_fp32(unet)
-    for i in (1, 2, 4, 6, 7):
-        unet.layers[i].register_forward_hook(lambda m, inputs, out, i=str(i): seen.update({i: out}))
-        heads[str(i)] = nn.Linear(UNET.channels[min(i, 8 - i, 3)], len(motions.MOTIONS))
+    seen, heads = asking_heads(unet, (1, 2, 4, 6, 7), answers=len(motions.MOTIONS))
 
     def draw(generator: Generator) -> tuple[Tensor, ...]:
         n = recipe.batch
@@ -96,11 +91,8 @@ def image_stage(unet: UNet, folder: Path, work: Path, recipe: Recipe, machine: M
         return weighted_loss(eps_hat, eps, weight) + 0.03 * torch.stack(of_verbs).mean() \
             + 0.05 * torch.stack(misread).mean()
 
-    def save(folder: Path) -> None:
-        save_part(unet, keys.diffusers_unet, unet_json(UNET), folder / "unet" / WEIGHTS,
-                  torch.float16)
-
-    return Stage(nn.ModuleDict({"unet": unet, "heads": heads}), draw, loss, save, alike=True)
+    return Stage(nn.ModuleDict({"unet": unet, "heads": heads}), draw, loss,
+                 lambda folder: save_unet(unet, folder), alike=True)
 
 
 def crop_corner(clip: world.Clip, frame: int) -> Tensor:

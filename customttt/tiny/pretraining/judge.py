@@ -4,7 +4,6 @@ from itertools import permutations
 from pathlib import Path
 
 import torch
-from einops import rearrange
 from torch import Tensor
 
 from ...media.clips import to_images
@@ -13,11 +12,6 @@ from ...paper.metrics import consistency
 from ..world import clips as world, subjects
 from ..world.subjects import Subject
 from .parts import load_towers, longest
-
-
-def as_pixels(frames: Tensor) -> Tensor:
-    """(n H W 3) uint8 -> (n 3 H W) in [-1, 1]."""
-    return rearrange(frames, "n h w c -> n c h w").float() / 127.5 - 1
 
 
 def of_kind(subject: Subject, kind: str) -> Subject:

@@ -17,10 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 
-from ...files import keys
-from ...files.configs import text_json, vae_json
-from ...files.load import WEIGHTS
-from ...files.save import save_part
+from ...files.save import save_text_encoder, save_vae
 from ...files.tokenizers import save_tokenizer
 from ...model.clip import CLIP
 from ...model.config import TextConfig, VAEConfig, VisionConfig
@@ -149,8 +146,7 @@ def misnamed(subject: subjects.Subject, generator: Generator) -> list[subjects.S
 def save_towers(clip: CLIP, tokenizer: Tokenizer, folder: Path) -> None:
     """Both towers for the scores, and the text tower as the model's text encoder."""
     save_clip(clip, tokenizer, folder)
-    save_part(clip.text_model, keys.public_text, text_json(clip.text_model.config),
-              folder / "text_encoder" / "model.safetensors", torch.float16)
+    save_text_encoder(clip.text_model, folder)
 
 
 def vision_stage(folder: Path, work: Path, recipe: Recipe, machine: Machine) -> Stage:
@@ -233,11 +229,8 @@ def whole_stage(folder: Path, work: Path, recipe: Recipe, machine: Machine) -> S
     vae = load_vae(folder)
     for part in (vae.post_quant_conv, vae.decoder):
         part.requires_grad_(True)
-
-    def save(folder: Path) -> None:
-        save_part(vae, keys.diffusers_vae, vae_json(vae.config), folder / "vae" / WEIGHTS,
-                  torch.float16)
-    return replace(reconstruction_stage(vae, recipe, crop=world.SIZE), save=save)
+    return replace(reconstruction_stage(vae, recipe, crop=world.SIZE),
+                   save=lambda folder: save_vae(vae, folder))
 
 
 def reconstruction_stage(vae: VAE, recipe: Recipe, crop: int) -> Stage:
@@ -259,7 +252,7 @@ def reconstruction_stage(vae: VAE, recipe: Recipe, crop: int) -> Stage:
     def loss(pixels: Tensor, mask: Tensor, noise: Tensor) -> Tensor:
         return reconstruction_loss(vae, pixels, mask, noise)
 
-    return Stage(vae, draw, loss, lambda folder: save_vae(vae, folder), alike=True)
+    return Stage(vae, draw, loss, lambda folder: save_normalised(vae, folder), alike=True)
 
 
 def reconstruction_loss(vae: VAE, pixels: Tensor, mask: Tensor, noise: Tensor) -> Tensor:
@@ -273,7 +266,7 @@ def reconstruction_loss(vae: VAE, pixels: Tensor, mask: Tensor, noise: Tensor) -
 
 
 @torch.no_grad()
-def save_vae(vae: VAE, folder: Path) -> None:
+def save_normalised(vae: VAE, folder: Path) -> None:
     """With each channel of the latents moved to mean 0 and one deviation, which is what noise has;
     the 1x1 convolutions on both sides of them take that up exactly."""
     clips = draw_clips(Generator().manual_seed(0), 256)
@@ -290,5 +283,4 @@ def save_vae(vae: VAE, folder: Path) -> None:
         part[:c] /= deviation.view(-1, *[1] * (part.ndim - 1))
     into.bias[c:] -= 2 * deviation.log()
     vae.config = replace(vae.config, scale=LATENT_DEVIATION)
-    save_part(vae, keys.diffusers_vae, vae_json(vae.config), folder / "vae" / WEIGHTS,
-              torch.float16)
+    save_vae(vae, folder)

@@ -35,6 +35,8 @@ from tqdm import tqdm
 from ...errors import UserError
 from ...files.reading import save_pickled
 from ...model import frozen
+from ...paper.ranks import rank_of_ranks
+from ...run.checkpoint import cut_log
 from ...run.options import device_named
 from . import images, objectives, videos
 from .data import Machine
@@ -48,10 +50,13 @@ STAGES = {"clip": objectives.clip_stage, "vision": objectives.vision_stage,
           "half": videos.half_stage, "motion": videos.motion_stage}
 
 SAVE_EVERY = 60     # seconds between checkpoints
+LOG_EVERY = 20      # steps between lines of the log
 
 
 def train(name: str, folder: Path, work: Path, recipe: Recipe, seed: int, rank: int,
           processes: int, machine: Machine = Machine()) -> None:
+    if recipe.batch % processes:
+        raise UserError(f"--batch {recipe.batch}: {processes} processes cannot share it evenly")
     recipe = replace(recipe, batch=recipe.batch // processes)
     with torch.random.fork_rng():
         torch.manual_seed(0)
@@ -62,6 +67,8 @@ def train(name: str, folder: Path, work: Path, recipe: Recipe, seed: int, rank: 
     optimizers = make_optimizers(weights, recipe)
     checkpoint, log = work / f"{name}.pt", work / f"{name}.log.jsonl"
     done, seconds = resume(checkpoint, weights, averages, optimizers)
+    if rank == 0:
+        cut_log(log, done // LOG_EVERY)
 
     def draw(step: int) -> tuple[Tensor, ...]:
         seed_of_step = zlib.crc32(f"{name} {seed} {step} {rank}".encode())
@@ -97,7 +104,7 @@ def train(name: str, folder: Path, work: Path, recipe: Recipe, seed: int, rank: 
             continue
         running = loss.clone() if running is None else running.lerp(loss, 0.02)
         now = time.monotonic()
-        if (step + 1) % 20 == 0:
+        if (step + 1) % LOG_EVERY == 0:
             bar.set_postfix(loss=f"{running.item():.4f}", refresh=False)
             with open(log, "a", encoding="utf-8") as file:
                 file.write(json.dumps({"step": step + 1, "loss": round(running.item(), 5),
@@ -212,8 +219,7 @@ def main() -> None:
         frozen.LARGE = math.inf         # memory is plenty: nothing is made again, or in parts
     if "RANK" in os.environ:                        # started by torchrun
         dist.init_process_group("gloo")
-    rank, processes = (int(os.environ.get(key, default)) for key, default in (
-        ("RANK", 0), ("WORLD_SIZE", 1)))
+    rank, processes = rank_of_ranks()
     for name in STAGES if arguments.stage == "all" else [arguments.stage]:
         given = {key: value for key in ("steps", "batch", "examples")
                  if (value := getattr(arguments, key)) is not None}

@@ -12,15 +12,13 @@ from torch.func import functional_call
 
 from ...diffusion import TIMESTEPS
 from ...files import keys
-from ...files.configs import motion_json
-from ...files.load import WEIGHTS
-from ...files.save import position_tables, save_part
+from ...files.save import save_motion
 from ...model.config import MotionConfig
 from ...model.motion import FramePositions, MotionModule, positional_encoding
 from ...model.unet import UNet
 from ..world import clips as world
 from .data import Machine, cached_latents
-from .denoising import UNET, Captions, attend_in_fp32, noised, weighted_loss
+from .denoising import Captions, asking_heads, attend_in_fp32, noised, weighted_loss
 from .objectives import Recipe, Stage
 from .parts import fill_motion, load_image_unet, load_vae
 
@@ -87,7 +85,7 @@ def clips_stage(unet: UNet, folder: Path, work: Path, recipe: Recipe, machine: M
     show_frames(unet, shown)
     if machine.device.type == "cpu":
         attend_in_fp32(unet)
-    seen, heads = path_heads(unet, places.shape[-1])
+    seen, heads = asking_heads(unet, (5, 6, 7), answers=places.shape[-1], places=16)
 
     def draw(generator: Generator) -> tuple[Tensor, ...]:
         n = recipe.batch
@@ -110,12 +108,8 @@ def clips_stage(unet: UNet, folder: Path, work: Path, recipe: Recipe, machine: M
         eps_hat = functional_call(unet, quick, inputs).float()
         return weighted_loss(eps_hat, eps, weight) + 0.3 * path_error(seen, heads, asked)
 
-    def save(folder: Path) -> None:
-        save_part(unet, keys.diffusers_unet, motion_json(unet.config),
-                  folder / "motion_adapter" / WEIGHTS, torch.float16, only=keys.is_motion,
-                  constants=position_tables(unet))
-
-    return Stage(nn.ModuleDict({"unet": unet, "heads": heads}), draw, loss, save, alike=True)
+    return Stage(nn.ModuleDict({"unet": unet, "heads": heads}), draw, loss,
+                 lambda folder: save_motion(unet, folder), alike=True)
 
 
 def freeze(unet: UNet, first: int, quick: torch.dtype) -> None:
@@ -124,15 +118,6 @@ def freeze(unet: UNet, first: int, quick: torch.dtype) -> None:
         p.requires_grad_(keys.is_motion(name) and int(name.split(".")[1]) >= first)
         if not p.requires_grad:
             p.data = p.data.to(quick)
-
-
-def path_heads(unet: UNet, answers: int) -> tuple[dict[str, Tensor], nn.ModuleDict]:
-    """By layer: what it gave in the last forward, and a head that is asked for `answers` of it."""
-    seen, heads = {}, nn.ModuleDict()
-    for i in (5, 6, 7):
-        unet.layers[i].register_forward_hook(lambda m, inputs, out, i=str(i): seen.update({i: out}))
-        heads[str(i)] = nn.Linear(UNET.channels[8 - i] * 16, answers)
-    return seen, heads
 
 
 def path_error(seen: dict[str, Tensor], heads: nn.ModuleDict, asked: Tensor) -> Tensor:

@@ -11,7 +11,6 @@ correlation with the true identity and the true motion, with a 95% interval over
 (bootstrap), and writes both (metrics-seed-0.json).
 """
 
-import argparse
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -19,12 +18,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ...errors import UserError, run_command
-from ...media.clips import as_frames
+from ...errors import UserError, command_parser, run_command
+from ...media.clips import as_frames, as_pixels
 from ...paper import tables
 from ...paper.intervals import bootstrap, pearson, spearman
 from ...paper.rows import Group, Row, Unit
-from ..pretraining.judge import as_pixels
 from ..pretraining.parts import load_vae
 from .protocol import combination_of, write_protocol
 from .scores import other_motion, other_subject
@@ -80,8 +78,7 @@ def correlations(result: dict) -> dict:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_parser(__doc__)
     parser.add_argument("--sampled", type=int, default=0, metavar="N",
                         help="groups of which the model's own clips count too (default: none)")
     tables.add_flags(parser)

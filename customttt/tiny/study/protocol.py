@@ -8,7 +8,6 @@ Of a subject there are five images, one a scene, and the prompt has its kind alo
 there is a clip of a red ball on the grass.
 """
 
-import argparse
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +15,7 @@ from pathlib import Path
 from torch import Generator
 
 from ...draws import stream_seed
-from ...errors import run_command
+from ...errors import command_parser, run_command
 from ...files.reading import write_json
 from ...media.clips import write_frames
 from ...paper.rows import Group
@@ -70,8 +69,7 @@ def combination_of(group: Group, prompt: str) -> Combination:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_parser(__doc__)
     parser.add_argument("folder", type=Path)
     folder = parser.parse_args().folder
     groups = write_protocol(folder)

@@ -51,10 +51,6 @@ class Combination:
     def _doing(self) -> str:
         return f"is {HELD_OUT_MOTIONS[self.motion].word} {SCENES[self.scene]}"
 
-    @property
-    def name(self) -> str:
-        return f"{self.subject} + {self.motion}".replace(" ", "-")
-
 
 def combinations(start: int, count: int) -> list[Combination]:
     """Of 120, all different, those from `start` on: subjects, motions and scenes in turn."""

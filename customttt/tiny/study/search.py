@@ -18,7 +18,7 @@ import argparse
 import shlex
 from dataclasses import replace
 
-from ...errors import UserError, run_command
+from ...errors import UserError, command_parser, run_command
 from ...paper import tables
 from ...paper.rows import Group, Row
 from .protocol import write_group
@@ -70,8 +70,7 @@ def groups_of(args: argparse.Namespace) -> list[Group]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_parser(__doc__)
     parser.add_argument("what", choices=["spatial", "temporal", "joined", "ttt"])
     parser.add_argument("settings", nargs="*", help="flags of the stage, or scales")
     parser.add_argument("--spatial", default="", metavar="FLAGS", help="of what is joined")

@@ -20,11 +20,12 @@ from torch import Generator, Tensor
 
 from ...diffusion import add_noise
 from ...draws import Draws
-from ...errors import run_command
+from ...errors import command_parser, run_command
 from ...files.lora_files import load_lora
 from ...files.reading import read_metadata
 from ...lora import lora_on
 from ...losses import noise_loss
+from ...media.clips import as_pixels
 from ...model.model import Model
 from ...model.unet import UNet
 from ...paper import tables
@@ -34,7 +35,7 @@ from ...run.loop import autocast
 from ...run.options import open_model
 from ...sampling import decode_frames, latent_shape
 from ...stages import TEACHERS, noising_timesteps, reference_timesteps, ttt_step
-from ..pretraining.judge import Judge, as_pixels
+from ..pretraining.judge import Judge
 from . import search
 from .protocol import combination_of
 from .scores import score
@@ -137,8 +138,7 @@ def of_references(model: Model, texts: Texts, shape: tuple[int, ...], settings: 
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_parser(__doc__)
     parser.add_argument("settings", nargs="*", help="flags of the ttt stage")
     search.add_flags(parser)
     args = parser.parse_args()

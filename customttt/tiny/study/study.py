@@ -18,6 +18,7 @@ from pathlib import Path
 
 from torch import Generator, Tensor
 
+from ...errors import command_parser
 from ...paper import tables
 from ...paper.clip import clip_fingerprint
 from ...paper.rows import Group, Row, Scorer, Unit, paper_scorer
@@ -70,8 +71,7 @@ def scorers(args: argparse.Namespace) -> list[Scorer]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_parser(__doc__)
     parser.add_argument("table", type=int, nargs="?", choices=list(tables.TABLES))
     tables.add_flags(parser)
     args = parser.parse_args()

@@ -6,12 +6,11 @@ Neither was ever seen in pretraining (both are held out by construction); the wo
 captions were.
 """
 
-import argparse
 from pathlib import Path
 
 from torch import Generator
 
-from ...errors import run_command, writing
+from ...errors import command_parser, run_command, writing
 from ...media.clips import write_frames
 from .clips import SCENES, make_clip, render
 from .motions import HELD_OUT_MOTIONS, Motion
@@ -36,8 +35,7 @@ def write_examples(folder: Path, seed: int = 7) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_parser(__doc__)
     parser.add_argument("folder", type=Path)
     write_examples(parser.parse_args().folder)
 
