@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from .frozen import Conv2d, cheaply, is_large
 
+SHORT, MANY = 32, 2 ** 21       # tokens, bytes: where attention is a few plain products
 PART = 4096     # tokens that a feed-forward takes at once where there are many: memory stays small
 
 
@@ -62,6 +63,15 @@ class ResNet(nn.Module):
         return y + (x if self.conv_shortcut is None else self.conv_shortcut(x))
 
 
+def attend(q: Tensor, k: Tensor, v: Tensor, causal: bool = False) -> Tensor:
+    """softmax(q k^T / sqrt(d)) v: (b heads n d), (b heads m d) twice -> (b heads n d)."""
+    # PyTorch's kernel for a CPU is made for long sequences: along 16 frames at many pixels, its
+    # backward pass takes several times as long as three products do (docs/performance.md).
+    if q.device.type == "cpu" and q.shape[2] <= SHORT and q.nbytes >= MANY and not causal:
+        return (q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5).softmax(dim=-1) @ v
+    return F.scaled_dot_product_attention(q, k, v, is_causal=causal)
+
+
 class Attention(nn.Module):
     """Multi-head attention (Vaswani et al. 2017): of x to itself, or to a context."""
 
@@ -80,7 +90,7 @@ class Attention(nn.Module):
         context = x if context is None else context
         q, k, v = (rearrange(y, "b n (heads d) -> b heads n d", heads=self.heads)
                    for y in (self.to_q(x), self.to_k(context), self.to_v(context)))
-        y = F.scaled_dot_product_attention(q, k, v, is_causal=causal)
+        y = attend(q, k, v, causal)
         return self.to_out(rearrange(y, "b heads n d -> b n (heads d)"))
 
 

@@ -70,5 +70,6 @@ class MotionModule(nn.Module):
     def forward(self, x: Tensor, clips: int) -> Tensor:
         """((b f) c h w), b = `clips` -> the same shape."""
         y = rearrange(self.norm(x), "(b f) c h w -> (b h w) f c", b=clips)
+        y = y.contiguous()      # else PyTorch's Linear copies its weight for every pixel
         y = self.proj_out(self.block(self.proj_in(y)))
         return x + rearrange(y, "(b h w) f c -> (b f) c h w", h=x.shape[2], w=x.shape[3])
