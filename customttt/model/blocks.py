@@ -8,10 +8,9 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from .frozen import Conv2d, cheaply, is_large
+from .frozen import Conv2d, cheaply
 
 SHORT, MANY = 32, 2 ** 21       # tokens, bytes: where attention is a few plain products
-PART = 4096     # tokens that a feed-forward takes at once where there are many: memory stays small
 
 
 class FrameGroupNorm(nn.GroupNorm):
@@ -35,8 +34,7 @@ class FrameGroupNorm(nn.GroupNorm):
 
 def norm_silu(norm: FrameGroupNorm, x: Tensor, clips: int) -> Tensor:
     """((b f) c h w), b = `clips` -> the same shape: silu(norm(x))."""
-    run = cheaply(x, norm.weight)
-    return run(lambda x: F.silu(norm(x, clips)), x)
+    return cheaply(lambda x: F.silu(norm(x, clips)), x, norm.weight)
 
 
 class ResNet(nn.Module):
@@ -104,11 +102,7 @@ class FeedForward(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(b n d) -> (b n d)."""
-        if not is_large(x):
-            return self.out(self.geglu(x))
-        parts = x.flatten(end_dim=-2).split(PART)
-        run = cheaply(x, self.value_gate.weight)
-        return torch.cat([self.out(run(self.geglu, part)) for part in parts]).view_as(x)
+        return self.out(cheaply(self.geglu, x, self.value_gate.weight))
 
     def geglu(self, x: Tensor) -> Tensor:
         """(... d) -> (... 4d)."""
