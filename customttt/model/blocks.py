@@ -8,9 +8,10 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from .frozen import Conv2d, cheaply
+from .frozen import Conv2d, cheaply, is_large
 
 SHORT, MANY = 32, 2 ** 21       # tokens, bytes: where attention is a few plain products
+PART = 4096     # tokens that a feed-forward takes at once where there are many: memory stays small
 
 
 class FrameGroupNorm(nn.GroupNorm):
@@ -34,7 +35,8 @@ class FrameGroupNorm(nn.GroupNorm):
 
 def norm_silu(norm: FrameGroupNorm, x: Tensor, clips: int) -> Tensor:
     """((b f) c h w), b = `clips` -> the same shape: silu(norm(x))."""
-    return cheaply(lambda x: F.silu(norm(x, clips)), x, norm.weight)
+    run = cheaply(x, norm.weight)
+    return run(lambda x: F.silu(norm(x, clips)), x)
 
 
 class ResNet(nn.Module):
@@ -102,7 +104,11 @@ class FeedForward(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(b n d) -> (b n d)."""
-        return self.out(cheaply(self.geglu, x, self.value_gate.weight))
+        if not is_large(x):
+            return self.out(self.geglu(x))
+        parts = x.flatten(end_dim=-2).split(PART)
+        run = cheaply(x, self.value_gate.weight)
+        return torch.cat([self.out(run(self.geglu, part)) for part in parts]).view_as(x)
 
     def geglu(self, x: Tensor) -> Tensor:
         """(... d) -> (... 4d)."""

@@ -15,6 +15,10 @@ from torch.utils.checkpoint import checkpoint
 LARGE = 2 ** 23     # bytes of features: below, keeping is cheap, and time counts for more
 
 
+def is_large(x: Tensor) -> bool:
+    return x.nbytes >= LARGE
+
+
 class Conv2d(nn.Conv2d):
     """nn.Conv2d; while its weight is frozen, no input of it is kept for the backward pass."""
 
@@ -54,8 +58,8 @@ def directly(function: Callable[..., Tensor], *inputs) -> Tensor:
     return function(*inputs)
 
 
-def cheaply(function: Callable[[Tensor], Tensor], x: Tensor, weight: Tensor) -> Tensor:
-    """function(x), recomputed where what it would keep is large and its weight is frozen (in
-    pretraining, at small widths, time counts for more)."""
+def cheaply(x: Tensor, weight: Tensor) -> Callable[..., Tensor]:
+    """How a cheap function of x is run: `recomputed` where what it would keep is large, and its
+    weight is frozen (in pretraining, at small widths, time counts for more)."""
     passes_on = x.requires_grad and torch.is_grad_enabled() and not weight.requires_grad
-    return recomputed(function, x) if passes_on and x.nbytes >= LARGE else function(x)
+    return recomputed if passes_on and is_large(x) else directly
