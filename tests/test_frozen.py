@@ -22,9 +22,11 @@ def seeded():
 
 
 def make_all_large(monkeypatch) -> None:
-    """As at full size: everything is large, and a feed-forward takes its tokens in parts."""
+    """As at full size: everything is large, a feed-forward takes its tokens in parts, and attention
+    along time is plain products."""
     monkeypatch.setattr(frozen, "LARGE", 0)
     monkeypatch.setattr(blocks, "PART", 3)
+    monkeypatch.setattr(blocks, "MANY", 0)
 
 
 def kept(function, x: torch.Tensor) -> int:
@@ -72,6 +74,31 @@ def test_what_is_made_again_is_not_kept_and_has_the_same_gradient(build, shape, 
     assert torch.allclose(y, plain, rtol=1e-12, atol=1e-12)
     assert torch.allclose(torch.autograd.grad(y, x, gradient)[0], expected, rtol=1e-12, atol=1e-12)
     assert least < 0.7 * most
+
+
+@pytest.mark.parametrize("tokens", [16, 33])
+def test_attention_is_the_same_where_pixels_are_many(tokens, monkeypatch):
+    q, k, v = (torch.randn(3, 2, tokens, 8, dtype=torch.float64, requires_grad=True)
+               for _ in range(3))
+    weight, found, called = torch.randn(3, 2, tokens, 8, dtype=torch.float64), [], []
+    kernel = blocks.F.scaled_dot_product_attention
+    monkeypatch.setattr(blocks.F, "scaled_dot_product_attention",
+                        lambda *of, **how: called.append(1) or kernel(*of, **how))
+    for many in (0, 2 ** 60):
+        monkeypatch.setattr(blocks, "MANY", many)
+        y = blocks.attend(q, k, v)
+        found.append((y, *torch.autograd.grad((y * weight).sum(), (q, k, v))))
+    assert len(called) == (1 if tokens == 16 else 2)
+    assert all(torch.allclose(a, b, rtol=1e-9, atol=1e-12) for a, b in zip(*found))
+
+
+def test_a_motion_module_gives_its_linear_a_contiguous_tensor():
+    """Of another one F.linear multiplies each pixel by a copy of the weight."""
+    unet, seen = random_model().unet, []
+    unet.layers[0].motion_modules[0].proj_in.register_forward_pre_hook(
+        lambda module, inputs: seen.append(inputs[0].is_contiguous()))
+    unet(torch.zeros(1, 4, 2, 8, 8), torch.tensor([5]), torch.zeros(1, 3, 32))
+    assert seen == [True]
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
