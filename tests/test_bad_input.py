@@ -402,7 +402,7 @@ def test_a_disk_that_fills_up_during_a_run(call, place, monkeypatch, full):
             path.write_bytes(b"half")
             raise SafetensorError("Error while serializing: I/O error: No space left on device "
                                   "(os error 28)")
-        monkeypatch.setattr("customttt.files.lora_files.save_file", fail)
+        monkeypatch.setattr("customttt.files.reading.save_file", fail)
     else:
         def refuse(self, *args):
             raise OSError(28, "No space left on device")
