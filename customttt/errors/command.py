@@ -1,4 +1,4 @@
-"""A user's mistake is one sentence, and what a terminal does ends no command."""
+"""A command: its flags, a user's mistake in one sentence, and a terminal that ends no run."""
 
 import argparse
 import contextlib

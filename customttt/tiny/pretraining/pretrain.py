@@ -25,6 +25,7 @@ import time
 import zlib
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -55,9 +56,7 @@ LOG_EVERY = 20      # steps between lines of the log
 
 def train(name: str, folder: Path, work: Path, recipe: Recipe, seed: int, rank: int,
           processes: int, machine: Machine = Machine()) -> None:
-    if recipe.batch % processes:
-        raise UserError(f"--batch {recipe.batch}: {processes} processes cannot share it evenly")
-    recipe = replace(recipe, batch=recipe.batch // processes)
+    recipe = share_of(recipe, processes)
     with torch.random.fork_rng():
         torch.manual_seed(0)
         stage = STAGES[name](folder, work, recipe, machine)
@@ -74,13 +73,7 @@ def train(name: str, folder: Path, work: Path, recipe: Recipe, seed: int, rank: 
         seed_of_step = zlib.crc32(f"{name} {seed} {step} {rank}".encode())
         return stage.draw(Generator().manual_seed(seed_of_step))
 
-    def gradients(*batch: Tensor) -> Tensor:
-        for p in weights:
-            p.grad = None
-        loss = stage.loss(*batch)
-        loss.backward()
-        return loss.detach()
-
+    gradients = partial(gradients_of, stage, weights)
     if stage.alike and machine.device.type == "cuda":
         gradients = Replayed(gradients)
     started = saved = time.monotonic()
@@ -89,32 +82,57 @@ def train(name: str, folder: Path, work: Path, recipe: Recipe, seed: int, rank: 
                mininterval=5, disable=rank > 0)
     running = None
     for step, batch in bar:
-        for optimizer in optimizers:
-            optimizer.param_groups[0]["lr"] = optimizer.defaults["lr"] * schedule(step, recipe)
         loss = gradients(*(each.to(machine.device, non_blocking=True) for each in batch))
         if processes > 1:
             average_gradients(weights)
-        nn.utils.clip_grad_norm_(weights, 1.0)
-        for optimizer in optimizers:
-            optimizer.step()
-        decay = min(recipe.average, (1 + step) / (10 + step))
-        torch._foreach_lerp_(averages, [p.detach() for p in weights], 1 - decay)
-
+        update(step, recipe, weights, averages, optimizers)
         if rank > 0:
             continue
         running = loss.clone() if running is None else running.lerp(loss, 0.02)
         now = time.monotonic()
         if (step + 1) % LOG_EVERY == 0:
             bar.set_postfix(loss=f"{running.item():.4f}", refresh=False)
-            with open(log, "a", encoding="utf-8") as file:
-                file.write(json.dumps({"step": step + 1, "loss": round(running.item(), 5),
-                                       "seconds": round(seconds + now - started, 1)}) + "\n")
+            add_line(log, {"step": step + 1, "loss": round(running.item(), 5),
+                           "seconds": round(seconds + now - started, 1)})
         if now - saved > SAVE_EVERY or step + 1 == recipe.steps:
-            state = {"step": step + 1, "seconds": seconds + now - started, "weights": weights,
-                     "averages": averages, "optimizers": [each.state_dict() for each in optimizers]}
-            save_pickled(state, checkpoint)
+            save_pickled({
+                "step": step + 1, "seconds": seconds + now - started, "weights": weights,
+                "averages": averages, "optimizers": [each.state_dict() for each in optimizers]},
+                checkpoint)
             save_averages(stage, weights, averages, folder)
             saved = now
+
+
+def gradients_of(stage: Stage, weights: list[Tensor], *batch: Tensor) -> Tensor:
+    """Of a batch's loss; returns it."""
+    for p in weights:
+        p.grad = None
+    loss = stage.loss(*batch)
+    loss.backward()
+    return loss.detach()
+
+
+def share_of(recipe: Recipe, processes: int) -> Recipe:
+    """The recipe of one of the processes that share each batch."""
+    if recipe.batch % processes:
+        raise UserError(f"--batch {recipe.batch}: {processes} processes cannot share it evenly")
+    return replace(recipe, batch=recipe.batch // processes)
+
+
+def update(step: int, recipe: Recipe, weights: list[Tensor], averages: list[Tensor],
+           optimizers: list[torch.optim.Optimizer]) -> None:
+    """The weights by their gradients, at the schedule's rates; then their moving averages."""
+    nn.utils.clip_grad_norm_(weights, 1.0)
+    for optimizer in optimizers:
+        optimizer.param_groups[0]["lr"] = optimizer.defaults["lr"] * schedule(step, recipe)
+        optimizer.step()
+    decay = min(recipe.average, (1 + step) / (10 + step))
+    torch._foreach_lerp_(averages, [p.detach() for p in weights], 1 - decay)
+
+
+def add_line(log: Path, line: dict) -> None:
+    with log.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(line) + "\n")
 
 
 class Replayed:
