@@ -42,7 +42,7 @@ def is_full_size(unet: UNet) -> bool:
     return unet.config.channels == SD15_UNET.channels
 
 
-MOST_STEPS = TIMESTEPS // 2     # of DDIM: diffusers' last of more ends short of clean latents
+MOST_STEPS = TIMESTEPS // 2     # with more, diffusers' last DDIM step ends short of clean latents
 EVERYWHERE = {
     "size": Setting(256, "supplement", "pixels along each side"),
     "frames": Setting(16, "supplement", "of a clip"),

@@ -65,8 +65,8 @@ class ResNet(nn.Module):
 
 def attend(q: Tensor, k: Tensor, v: Tensor, causal: bool = False) -> Tensor:
     """softmax(q k^T / sqrt(d)) v: (b heads n d), (b heads m d) twice -> (b heads n d)."""
-    # PyTorch's kernel for a CPU is made for long sequences: along 16 frames at many pixels, its
-    # backward pass takes several times as long as three products do (docs/performance.md).
+    # PyTorch's kernel for a CPU is made for long sequences; along 16 frames at many pixels plain
+    # products are quicker, in bfloat16 above all (docs/performance.md).
     if q.device.type == "cpu" and q.shape[2] <= SHORT and q.nbytes >= MANY and not causal:
         return (q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5).softmax(dim=-1) @ v
     return F.scaled_dot_product_attention(q, k, v, is_causal=causal)

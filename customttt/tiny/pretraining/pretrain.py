@@ -234,7 +234,7 @@ def main() -> None:
     machine = Machine(device_named(arguments.device), arguments.workers)
     if machine.device.type == "cuda":
         torch.set_float32_matmul_precision("high")
-        frozen.LARGE = math.inf         # memory is plenty: nothing is made again, or in parts
+        frozen.LARGE = math.inf         # memory is plenty: nothing is recomputed, or in parts
     if "RANK" in os.environ:                        # started by torchrun
         dist.init_process_group("gloo")
     rank, processes = rank_of_ranks()
