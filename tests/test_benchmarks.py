@@ -10,14 +10,16 @@ import torch
 
 from customttt.files.random_model import random_model
 from customttt.files.save import save_model
+from customttt.stages import STAGES
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "tests" / "benchmarks"))     # as in a process that measures
 import ours
 import peer
+import train
 import work
 
-from tests.benchmarks.__main__ import ABOUT, write
+from tests.benchmarks.__main__ import ABOUT, default_run, write
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")
 
@@ -69,6 +71,18 @@ def test_both_sides_train_as_many_parameters(folder):
 
 def test_rows_and_sides_match():
     assert set(ABOUT) == set(ours.ROWS) and set(peer.ROWS) == set(ABOUT) - {"placement", "tiny"}
+
+
+def test_the_default_run_says_the_whole_tiny_recipe():
+    """So that an older checkout does the same work as this one."""
+    for program, *flags in default_run(small=False):
+        if program == "train.py":
+            stage = STAGES[flags[1]]
+            args, recipe = train.parser_of(stage).parse_args(flags), stage.recipe
+            for name, setting in (recipe.full | recipe.tiny).items():
+                given = getattr(args, name)
+                assert (tuple(given) if isinstance(given, list) else given) == setting.value, name
+    assert program == "sample.py" and flags[flags.index("--guidance") + 1] == "3.0"
 
 
 def test_the_tool_measures_and_writes(tmp_path):

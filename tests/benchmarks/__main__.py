@@ -26,7 +26,9 @@ import torch
 from customttt.errors import UserError, command_parser, run_command, writing
 from customttt.files.random_model import random_model
 from customttt.files.save import save_model
+from customttt.recipes import SAMPLING, Recipe
 from customttt.run.memory import total
+from customttt.stages import STAGES
 
 ROOT = Path(__file__).resolve().parents[2]
 ABOUT = {
@@ -92,7 +94,7 @@ def measured(args: argparse.Namespace, row: str, side: str, folder: str) -> dict
         (Path(empty) / "weights").symlink_to(ROOT / "weights")
         flags = {"row": row, "side": side, "model": f"{folder}/model", "folder": empty,
                  "device": args.device, "precision": args.precision, "small": args.small,
-                 "runs": args.runs}
+                 "runs": args.runs, "commands": default_run(args.small) if row == "tiny" else []}
         checkout = args.before.resolve() if side == "before" else ROOT
         child = subprocess.run(
             [sys.executable, ROOT / "tests" / "benchmarks" / "work.py", json.dumps(flags)],
@@ -100,6 +102,26 @@ def measured(args: argparse.Namespace, row: str, side: str, folder: str) -> dict
     if child.returncode:
         raise UserError(f"{row}, {side}: {child.stderr.strip()[-600:]}")
     return json.loads(child.stdout.splitlines()[-1])
+
+
+def default_run(small: bool) -> list[list[str]]:
+    """The miniature's commands: three stages and a sample. Its recipe is said as flags, since the
+    checkout before has another."""
+    short = ["--steps", "1", "--sheet-every", "0"] if small else []
+    return [*(["train.py", "--stage", name, *flags_of(stage.recipe), *short]
+              for name, stage in STAGES.items()), ["sample.py", *flags_of(SAMPLING)]]
+
+
+def flags_of(recipe: Recipe) -> list[str]:
+    """The tiny recipe, as it is given to train.py or sample.py."""
+    flags = []
+    for name, setting in (recipe.full | recipe.tiny).items():
+        value, flag = setting.value, name.replace("_", "-")
+        if isinstance(value, bool):
+            flags.append(f"--{flag}" if value else f"--no-{flag}")
+        else:
+            flags += [f"--{flag}", *map(str, value if isinstance(value, tuple) else [value])]
+    return flags
 
 
 def table_row(row: str, results: dict[str, list[dict]], per_second: float) -> str:

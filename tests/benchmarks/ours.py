@@ -143,14 +143,12 @@ def ttt(job):
 
 def tiny(job):
     """The default run of the miniature, from start to end: three stages and a sample."""
-    short = ("--steps", "1", "--sheet-every", "0") if job.small else ()
-    stages = [("--stage", stage, *short) for stage in STAGES] if job.small else [()]
     program = Path(customttt.__file__).parents[1]
 
     def once():
-        for command in [*(("train.py", *flags) for flags in stages), ("sample.py",)]:
-            subprocess.run([sys.executable, program / command[0], *command[1:]], cwd=job.folder,
-                           check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        for name, *flags in job.commands:
+            subprocess.run([sys.executable, program / name, *flags], cwd=job.folder, check=True,
+                           stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     return once
 
 

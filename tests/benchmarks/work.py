@@ -19,7 +19,8 @@ SMALL = {"clip": 2, "side": 8}
 
 
 class Job(argparse.Namespace):
-    """What is measured: row, side, model, folder, device, precision, small; and its inputs."""
+    """What is measured: row, side, model, folder, device, precision, small, commands; and its
+    inputs."""
 
     @property
     def dtype(self) -> torch.dtype:
