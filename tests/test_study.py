@@ -132,6 +132,10 @@ def test_the_search_scores_settings_side_by_side(call, tmp_path):
     rows = search.rows_of("ttt", ["", "--steps 2"], "--rank 2")
     assert [row.ttt for row in rows] == [None, (), ("--steps", "2")]
     assert all(row.subject_flags == ("--rank", "2") for row in rows)
+    [row] = search.rows_of("dreamvideo", ["--steps 2"], temporal="--steps 3")
+    assert (row.subject, row.motion) == (("dreamvideo-word", "dreamvideo-identity"),
+                                         ("dreamvideo-motion",))
+    assert (row.subject_flags, row.motion_flags) == (("--steps", "2"), ("--steps", "3"))
 
 
 def test_flags_that_no_shell_could_read():

@@ -4,12 +4,14 @@
   python -m customttt.tiny.study.search temporal "--learning-rate 1e-4" "--learning-rate 3e-4"
   python -m customttt.tiny.study.search joined 0.6 0.8 1 --spatial="--steps 300"
   python -m customttt.tiny.study.search ttt "" "--learning-rate 3e-5 --motion-prompt {prompt}"
+  python -m customttt.tiny.study.search dreamvideo "" "--learning-rate 1e-4"
 
 spatial, temporal: train.py's stage under each setting (its flags), on a few held-out subjects or
 motions, with the motion modules in. joined: scales of the spatial LoRA beside the temporal one,
 both as --spatial and --temporal say, without test-time training. ttt: settings of test-time
 training on the same two; in them {prompt} and {doing} are the combination's "a fish is moving up in
-the sea" and "moving up in the sea". A setting of one word needs a space before it: " --debiased".
+the sea" and "moving up in the sea". dreamvideo: settings of both stages that learn its subject,
+beside its motion as --temporal says. A setting of one word needs a space before it: " --debiased".
 One row a setting: mean and 95% interval over the combinations, which are not those that the study
 reports; then what each setting gains over the first (of ttt: over the two joined as they are).
 """
@@ -21,6 +23,7 @@ from dataclasses import replace
 from ...errors import UserError, command_parser, run_command
 from ...paper import tables
 from ...paper.rows import Group, Row
+from ...paper.systems import SYSTEMS
 from .protocol import write_group
 from .scores import combinations
 from .study import scorers
@@ -51,6 +54,10 @@ def rows_of(what: str, settings: list[str], spatial: str = "", temporal: str = "
                     for each in settings]
         except ValueError as error:
             raise UserError(f"settings {shlex.join(settings)}: scales are numbers") from error
+    if what == "dreamvideo":
+        subject, motion = (tuple(stage.name for stage in some) for some in SYSTEMS["DreamVideo"])
+        return [Row(each.strip() or "as it is", subject, motion, words(each), joined.motion_flags)
+                for each in settings]
     return [joined, *(replace(joined, name=each.strip() or "as it is", ttt=words(each))
                       for each in settings)]
 
@@ -71,10 +78,10 @@ def groups_of(args: argparse.Namespace) -> list[Group]:
 
 def main() -> None:
     parser = command_parser(__doc__)
-    parser.add_argument("what", choices=["spatial", "temporal", "joined", "ttt"])
+    parser.add_argument("what", choices=["spatial", "temporal", "joined", "ttt", "dreamvideo"])
     parser.add_argument("settings", nargs="*", help="flags of the stage, or scales")
     parser.add_argument("--spatial", default="", metavar="FLAGS", help="of what is joined")
-    parser.add_argument("--temporal", default="", metavar="FLAGS")
+    parser.add_argument("--temporal", default="", metavar="FLAGS", help="and of dreamvideo")
     add_flags(parser)
     args = parser.parse_args()
     if not args.settings:
