@@ -129,6 +129,8 @@ def test_the_search_scores_settings_side_by_side(call, tmp_path):
         call(search, "search-joined", "joined", "half")
     with pytest.raises(UserError, match="settings: give at least one"):
         call(search, "search-ttt", "ttt")
+    with pytest.raises(UserError, match="--spatial: goes with joined, ttt; leave it out"):
+        call(search, "search-dreamvideo", "dreamvideo", "", "--spatial=--rank 2")
     rows = search.rows_of("ttt", ["", "--steps 2"], "--rank 2")
     assert [row.ttt for row in rows] == [None, (), ("--steps", "2")]
     assert all(row.subject_flags == ("--rank", "2") for row in rows)

@@ -29,6 +29,7 @@ from .scores import combinations
 from .study import scorers
 
 JOINED = "joined, no ttt"
+BESIDE = {"spatial": ("joined", "ttt"), "temporal": ("joined", "ttt", "dreamvideo")}
 
 
 def words(flags: str, of: str = "settings") -> tuple[str, ...]:
@@ -80,12 +81,16 @@ def main() -> None:
     parser = command_parser(__doc__)
     parser.add_argument("what", choices=["spatial", "temporal", "joined", "ttt", "dreamvideo"])
     parser.add_argument("settings", nargs="*", help="flags of the stage, or scales")
-    parser.add_argument("--spatial", default="", metavar="FLAGS", help="of what is joined")
-    parser.add_argument("--temporal", default="", metavar="FLAGS", help="and of dreamvideo")
+    for kind, used in BESIDE.items():
+        parser.add_argument(f"--{kind}", default="", metavar="FLAGS",
+                            help=f"the {kind} stage's flags, in {', '.join(used)}")
     add_flags(parser)
     args = parser.parse_args()
     if not args.settings:
         raise UserError("settings: give at least one")
+    for kind, used in BESIDE.items():
+        if getattr(args, kind) and args.what not in used:
+            raise UserError(f"--{kind}: goes with {', '.join(used)}; leave it out")
     tables.check(args)
     rows = rows_of(args.what, args.settings, args.spatial, args.temporal)
     pairs = [(row.name, rows[0].name) for row in rows[1:]]
