@@ -75,14 +75,14 @@ def test_rows_and_sides_match():
 
 def test_the_default_run_says_the_whole_tiny_recipe():
     """So that an older checkout does the same work as this one."""
-    for program, *flags in default_run(small=False):
-        if program == "train.py":
-            stage = STAGES[flags[1]]
-            args, recipe = train.parser_of(stage).parse_args(flags), stage.recipe
-            for name, setting in (recipe.full | recipe.tiny).items():
-                given = getattr(args, name)
-                assert (tuple(given) if isinstance(given, list) else given) == setting.value, name
-    assert program == "sample.py" and flags[flags.index("--guidance") + 1] == "3.0"
+    *trainings, sampling = default_run(small=False)
+    for (name, stage), (program, *flags) in zip(STAGES.items(), trainings, strict=True):
+        assert (program, *flags[:2]) == ("train.py", "--stage", name)
+        args = train.parser_of(stage).parse_args(flags)
+        for setting, tiny in (stage.recipe.full | stage.recipe.tiny).items():
+            given = getattr(args, setting)
+            assert (tuple(given) if isinstance(given, list) else given) == tiny.value, setting
+    assert sampling[0] == "sample.py" and sampling[sampling.index("--guidance") + 1] == "3.0"
 
 
 def test_the_tool_measures_and_writes(tmp_path):

@@ -29,6 +29,7 @@ from .scores import combinations
 from .study import scorers
 
 JOINED = "joined, no ttt"
+# The flags of what a search's settings are beside, and the searches that have it.
 BESIDE = {"spatial": ("joined", "ttt"), "temporal": ("joined", "ttt", "dreamvideo")}
 
 
