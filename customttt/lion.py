@@ -1,4 +1,4 @@
-"""Lion, the optimizer of every stage (Chen et al. 2023, algorithm 2)."""
+"""Lion, the optimizer of the three stages (Chen et al. 2023, algorithm 2)."""
 
 import torch
 from torch import Tensor

@@ -233,12 +233,26 @@ def test_every_system_has_its_stages():
     assert systems.DIFFDIRECTOR.recipe.tiny["least_timestep"] == TEMPORAL.tiny["least_timestep"]
 
 
+def test_dreamvideo_has_vgens_optimizer():
+    """AdamW, with PyTorch's betas; all else has Lion."""
+    parameter = nn.Parameter(torch.ones(1))
+    for name, stage in (STAGES | systems.COMPARED).items():
+        settings = {key: setting.value for key, setting in stage.recipe.full.items()}
+        optimizer = stage.optimizer({"a.temporal.up.weight": parameter}, settings)
+        vgen = name.startswith("dreamvideo")
+        assert type(optimizer) is (torch.optim.AdamW if vgen else Lion)
+        assert optimizer.defaults["betas"] == (
+            (0.9, 0.999) if vgen or name.startswith("diffdirector") else (0.9, 0.99))
+        assert optimizer.defaults["weight_decay"] == (0.0 if vgen else 0.1)
+
+
 @pytest.mark.parametrize("name", list(systems.COMPARED))
 def test_it_learns(model, tmp_path, name):
     """On one draw of the tiny example, its loss falls."""
     torch.manual_seed(0)
     stage = systems.COMPARED[name]
-    settings = stage.recipe.values(model.unet) | SMALL | {"switch_off": 0.0, "drop_text": 0.0}
+    settings = stage.recipe.values(model.unet) | SMALL | {
+        "switch_off": 0.0, "drop_text": 0.0, "learning_rate": 1e-3, "spatial_learning_rate": 1e-3}
     if name == "dreamvideo-identity":
         learn_word(model, tmp_path / "word")
     args = Namespace(data=None, model=TINY, prompt=None, resume=False, seed=0, output=tmp_path,
@@ -246,7 +260,7 @@ def test_it_learns(model, tmp_path, name):
     job = stage.prepare(model, settings, args)
     parameters = stage.parameters(model)
     train_only(model.unet, parameters)
-    optimizer = Lion(stage.groups(parameters, settings) or parameters.values(), 1e-3)
+    optimizer = stage.optimizer(parameters, settings)
     model.unet.eval()                                       # no dropout: one draw, one loss
     losses = []
     for _ in range(3):

@@ -23,6 +23,7 @@ import train
 from customttt.diffusion import add_noise, alpha_bar, ddim, ddim_timesteps
 from customttt.draws import stream_seed
 from customttt.errors import UserError
+from customttt.lion import Lion
 from customttt.lora import add_lora, with_lora
 from customttt.losses import noise_loss
 from customttt.media.clips import as_frames, write_frames
@@ -423,8 +424,9 @@ def run_of(model, folder: Path, step, **changes) -> loop.Run:
     stage = STAGES["ttt"]       # trains "spatial" and "temporal"
     parameters = stage.parameters(model)
     train_only(model.unet, parameters)
-    return loop.Run(folder, model.unet, parameters, step, partial(stage.save, model),
-                    None, settings, {"kind": "joined"}, "fp32", 0, "none", 100, sheet_every=0)
+    return loop.Run(folder, model.unet, parameters, stage.optimizer(parameters, settings), step,
+                    partial(stage.save, model), None, settings, {"kind": "joined"}, "fp32", 0,
+                    "none", 100, sheet_every=0)
 
 
 def a_clip(frames: int = 2) -> torch.Tensor:
@@ -593,8 +595,9 @@ def test_groups_have_their_own_rates(model, tmp_path):
     parameters = add_lora(model.unet, "temporal", (2,), rank=2)
     before = [p.detach().clone() for p in parameters]
     run = run_of(model, tmp_path, lambda draws, backward: backward(sum(map(torch.sum, parameters))),
-                 steps=1, learning_rate=1e-3, weight_decay=0.0)
-    run.groups = [{"params": parameters[:1], "lr": 0.0}, {"params": parameters[1:], "lr": 0.5}]
+                 steps=1)
+    run.optimizer = Lion([{"params": parameters[:1], "lr": 0.0},
+                          {"params": parameters[1:], "lr": 0.5}], 1e-3, weight_decay=0.0)
     loop.fit(run, resume=False)
     moved = [(p - b).abs().max().item() for p, b in zip(parameters, before)]
     assert moved[0] == 0 and moved[1:] == pytest.approx([0.5] * (len(parameters) - 1), abs=1e-6)

@@ -10,7 +10,7 @@ Trainable parameters at Stable Diffusion 1.5's size, with AnimateDiff v3 and CLI
 12,409,120 + 83,997,600. The paper prints 85M. On its own base, ModelScope's model with CLIP
 ViT-H/14, VGen's code makes 1,024 + 12,409,120 + 77,966,496: motion modules are narrower there, the
 condition is wider. Left out here: VGen's offset noise and masks of the subject, which no other
-system here has. Its AdamW is Lion here, at a tenth of the rates.
+system here has. Its optimizer is AdamW, as there.
 Axes: n images or clips, f frames, h w latent rows and columns, d width.
 """
 
@@ -20,6 +20,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+from torch.optim import AdamW
 
 from .. import recipes
 from ..diffusion import add_noise
@@ -79,6 +80,8 @@ def prepare_word(model: Model, settings: dict, args: Namespace) -> Job:
 
 class Adapted(Stage):
     """Trains adapters: `trained` says which."""
+
+    optimizer_class = AdamW
 
     def parameters(self, model: Model) -> dict[str, nn.Parameter]:
         return adapter_parameters(model.unet, *self.trained)
@@ -192,12 +195,13 @@ def sample_dreamvideo(model: Model, prompt: str, a: Tensor, guidance: float,
 
 def recipe(base: Recipe, rate: float, steps: int, tiny_rate: float,
            more: dict[str, Setting]) -> Recipe:
-    """A stage's recipe without LoRA; VGen's numbers, its AdamW rates over 10 for Lion."""
-    own = {"learning_rate": Setting(rate, "VGen: ten times as much with AdamW", "of Lion"),
+    """A stage's recipe without LoRA; with VGen's numbers."""
+    own = {"learning_rate": Setting(rate, "VGen", "of AdamW"),
            "steps": Setting(steps, "VGen", "training steps"),
-           "weight_decay": Setting(0.0, "VGen", "of Lion", zero=True)}
+           "betas": Setting((0.9, 0.999), "VGen: PyTorch's", "of AdamW", zero=True, below=1),
+           "weight_decay": Setting(0.0, "VGen", "of AdamW", zero=True)}
     return Recipe({k: v for k, v in base.full.items() if k not in OF_LORA} | own | more,
-                  {k: v for k, v in base.tiny.items() if k not in OF_LORA and k != "steps"} | {
+                  {k: v for k, v in base.tiny.items() if k not in OF_LORA and k not in own} | {
                       "learning_rate": Setting(tiny_rate, "tiny: learns in the steps below"),
                       "steps": Setting(250, "tiny: minutes on a CPU")})
 
@@ -207,11 +211,11 @@ DROPPED = {"drop_text": Setting(0.5, "VGen: p_zero", "chance of no prompt", zero
            "drop_guide": Setting(0.5, "VGen: p_image_zero", "chance of no frame", zero=True,
                                  below=1)}
 DREAMVIDEO = (
-    Word("dreamvideo-word", "dreamvideo-word", recipe(recipes.SPATIAL, 1e-5, 3000, 1e-3, FOUR),
+    Word("dreamvideo-word", "dreamvideo-word", recipe(recipes.SPATIAL, 1e-4, 3000, 1e-3, FOUR),
          add_data_flags, prepare_word, word_step, trained=(), rows=((),), motion=False),
     Adapted("dreamvideo-identity", "dreamvideo-identity",
-            recipe(recipes.SPATIAL, 1e-6, 1000, 1e-4, FOUR), add_identity_flags, prepare_identity,
+            recipe(recipes.SPATIAL, 1e-5, 1000, 3e-3, FOUR), add_identity_flags, prepare_identity,
             spatial_step, trained=("identity",), rows=((),), motion=False),
     Adapted("dreamvideo-motion", "dreamvideo-motion",
-            recipe(recipes.TEMPORAL, 1e-6, 3000, 1e-4, DROPPED), add_motion_flags, prepare_motion,
+            recipe(recipes.TEMPORAL, 1e-5, 3000, 1e-3, DROPPED), add_motion_flags, prepare_motion,
             motion_step, trained=("motion",), rows=((),)))

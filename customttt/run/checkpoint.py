@@ -20,9 +20,8 @@ OTHERS = {"base_weights": "another model", "data_sha256": "other data or caption
 class State:
     """Where a run (loop.py) stands: steps done and skipped, optimizer, scaler, random streams."""
 
-    def __init__(self, run, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler,
-                 draws: Draws, device: torch.device):
-        self.run, self.optimizer, self.scaler, self.draws = run, optimizer, scaler, draws
+    def __init__(self, run, scaler: torch.amp.GradScaler, draws: Draws, device: torch.device):
+        self.run, self.scaler, self.draws = run, scaler, draws
         self.device, self.step, self.skipped = device, 0, 0
 
     def described(self) -> dict:
@@ -39,7 +38,7 @@ class State:
         content = {
             "step": self.step, "skipped": self.skipped, "run": self.described(),
             "parameters": {key: p.detach() for key, p in self.run.parameters.items()},
-            "optimizer": self.optimizer.state_dict(), "scaler": self.scaler.state_dict(),
+            "optimizer": self.run.optimizer.state_dict(), "scaler": self.scaler.state_dict(),
             "draws": self.draws.state(), "cpu": torch.get_rng_state(),
             "cuda": torch.cuda.get_rng_state(self.device) if cuda else None}
         save_pickled(content, self.run.folder / CHECKPOINT)
@@ -75,9 +74,10 @@ class State:
             if stored.shape != parameter.shape or not stored.isfinite().all():
                 raise ValueError(f"{key} is not as it was saved")
             parameter.copy_(stored)
-        self.optimizer.load_state_dict(content["optimizer"])
-        for parameter, state in self.optimizer.state.items():
-            if any(each.shape != parameter.shape for each in state.values()):
+        self.run.optimizer.load_state_dict(content["optimizer"])
+        for parameter, state in self.run.optimizer.state.items():
+            # AdamW counts its steps, too
+            if any(each.shape != parameter.shape for key, each in state.items() if key != "step"):
                 raise ValueError("the optimizer's state is not as it was saved")
         self.scaler.load_state_dict(content["scaler"])
         self.draws.set_state(content["draws"])

@@ -12,11 +12,11 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
 from tqdm import tqdm
 
 from ..draws import Draws, stream_seed
 from ..errors import UserError
-from ..lion import Lion
 from . import checkpoint
 
 MOST_SKIPPED = 20       # non-finite steps in a row that end a run
@@ -34,6 +34,7 @@ class Run:
     folder: Path
     module: nn.Module           # in training mode during a step; all is on its device
     parameters: dict[str, nn.Parameter]             # what is trained
+    optimizer: Optimizer        # of the parameters
     step: Callable[[Draws, Callable[[Tensor], None]], None]     # draws, backward: one step
     save: Callable[[Path, dict], None]              # writes what is trained, with metadata
     draw_sheet: Callable[[Path], None]              # writes samples of what it does by now
@@ -44,17 +45,14 @@ class Run:
     base_weights: str           # a checksum of the model that it starts from
     checkpoint_every: int
     sheet_every: int            # 0: never
-    groups: list[dict] | None = None    # the parameters by learning rate; None: all have one
 
 
 def fit(run: Run, resume: bool) -> bool:
     """Train to `steps`. Returns False if Ctrl-C came (everything is saved then)."""
     device = next(run.module.parameters()).device
-    optimizer = Lion(run.groups or run.parameters.values(), run.settings["learning_rate"],
-                     run.settings["betas"], run.settings["weight_decay"])
     scaler = torch.amp.GradScaler(device.type, enabled=run.precision == "fp16")
     torch.manual_seed(stream_seed(run.seed, "dropout"))
-    state = checkpoint.State(run, optimizer, scaler, Draws(run.seed), device)
+    state = checkpoint.State(run, scaler, Draws(run.seed), device)
     if resume:
         state.load()
         if sheet_is_due(run, state.step):       # a kill may have come before it
@@ -69,7 +67,7 @@ def fit(run: Run, resume: bool) -> bool:
             total=steps, initial=state.step, desc=run.folder.name, unit="step") as bar:
         while state.step < steps and not interrupted():
             start = time.perf_counter()
-            loss, finite = update(run, optimizer, scaler, state.draws, device)
+            loss, finite = update(run, scaler, state.draws, device)
             if not finite:      # no step was made: another one is tried
                 state.skipped, in_a_row = state.skipped + 1, in_a_row + 1
                 if in_a_row == MOST_SKIPPED:
@@ -97,8 +95,8 @@ def fit(run: Run, resume: bool) -> bool:
     return not interrupted()
 
 
-def update(run: Run, optimizer: Lion, scaler: torch.amp.GradScaler, draws: Draws,
-           device: torch.device) -> tuple[float, bool]:
+def update(run: Run, scaler: torch.amp.GradScaler, draws: Draws, device: torch.device,
+           ) -> tuple[float, bool]:
     """One step. Returns its loss, and whether that and its gradient were finite: else no update."""
     losses = []
 
@@ -107,15 +105,15 @@ def update(run: Run, optimizer: Lion, scaler: torch.amp.GradScaler, draws: Draws
             scaler.scale(loss).backward()
         losses.append(loss.detach())
 
-    optimizer.zero_grad()
+    run.optimizer.zero_grad()
     with autocast(device, run.precision):
         run.step(draws, backward)
-    scaler.unscale_(optimizer)
+    scaler.unscale_(run.optimizer)
     norm = nn.utils.get_total_norm([p.grad for p in run.parameters.values() if p.grad is not None])
     total, norm = torch.stack([sum(losses), norm]).tolist()
     finite = math.isfinite(total) and math.isfinite(norm)
     if finite:
-        scaler.step(optimizer)
+        scaler.step(run.optimizer)
     scaler.update()
     return total, finite
 

@@ -4,10 +4,13 @@ from argparse import ArgumentParser, Namespace
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import ClassVar
 
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from ..files.lora_files import save_lora
+from ..lion import Lion
 from ..lora import lora_parameters
 from ..model.model import Model
 from ..recipes import Recipe
@@ -37,14 +40,20 @@ class Stage:
     trained: tuple[str, ...]                # LoRAs
     rows: tuple[tuple[str, ...], ...]       # of its contact sheet: the LoRAs that are on in each
     motion: bool = True                     # False: motion modules are not loaded
+    optimizer_class: ClassVar[type[Optimizer]] = Lion
 
     def parameters(self, model: Model) -> dict[str, nn.Parameter]:
         """What is trained, by name."""
         return lora_parameters(model.unet, *self.trained)
 
-    def groups(self, parameters: dict[str, nn.Parameter], settings: dict) -> list[dict] | None:
-        """The parameters by learning rate ("params" and "lr"); None: all have one."""
-        return None
+    def groups(self, parameters: dict[str, nn.Parameter], settings: dict) -> list[dict]:
+        """What the optimizer gets: the parameters, by learning rate where they have several."""
+        return [{"params": list(parameters.values())}]
+
+    def optimizer(self, parameters: dict[str, nn.Parameter], settings: dict) -> Optimizer:
+        return self.optimizer_class(
+            self.groups(parameters, settings), settings["learning_rate"], betas=settings["betas"],
+            weight_decay=settings["weight_decay"])
 
     def save(self, model: Model, path: Path, metadata: dict) -> None:
         save_lora(model.unet, path, metadata, self.trained)

@@ -30,12 +30,11 @@ def train(stage: Stage, args: argparse.Namespace) -> bool:
     parameters = stage.parameters(model)
     train_only(model.unet, parameters)
     finished = fit(Run(
-        args.output, model.unet, parameters,
+        args.output, model.unet, parameters, stage.optimizer(parameters, settings),
         step=partial(stage.step, model.unet, *job.inputs, settings),
         save=partial(stage.save, model), draw_sheet=draw_sheet, settings=settings,
         metadata=metadata, precision=precision, seed=args.seed, base_weights=base_weights,
-        checkpoint_every=args.checkpoint_every, sheet_every=args.sheet_every,
-        groups=stage.groups(parameters, settings)), args.resume)
+        checkpoint_every=args.checkpoint_every, sheet_every=args.sheet_every), args.resume)
     print(f"trained: {args.output / 'adapter.safetensors'}" if finished else
           "stopped and saved; go on with the same command and --resume")
     return finished

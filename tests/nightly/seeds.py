@@ -19,6 +19,7 @@ from customttt.files.load import load_model
 from customttt.files.lora_files import load_lora, save_lora
 from customttt.files.random_model import random_model
 from customttt.files.save import position_tables, save_model
+from customttt.lion import Lion
 from customttt.lora import add_lora, merge_lora
 from customttt.media.clips import write_frames
 from customttt.media.find import caption_beside
@@ -108,9 +109,8 @@ def use_run(folder: Path) -> None:
     """What --resume and --stage ttt read of a run's folder."""
     run = a_run(folder)
     checkpoint.check_folder(folder, "spatial", resume=True)
-    optimizer = loop.Lion(run.parameters.values(), 1e-4, (0.9, 0.99), 0.1)
     scaler = torch.amp.GradScaler("cpu", enabled=False)
-    checkpoint.State(run, optimizer, scaler, Draws(0), torch.device("cpu")).load()
+    checkpoint.State(run, scaler, Draws(0), torch.device("cpu")).load()
     data.kept_row(folder / "adapter.safetensors")
 
 
@@ -118,7 +118,8 @@ def a_run(folder: Path) -> loop.Run:
     unet = UNet(small_model().unet.config)
     add_lora(unet, "spatial", (2,), rank=2)
     parameters = {n: p for n, p in unet.named_parameters() if ".loras." in n}
-    return loop.Run(folder, unet, parameters, None, lambda path, told: save_lora(unet, path, told),
+    optimizer = Lion(parameters.values(), 1e-4)
+    return loop.Run(folder, unet, parameters, optimizer, None, lambda path, told: save_lora(unet, path, told),
                     None, {"steps": 4, "learning_rate": 1e-4, "betas": (0.9, 0.99)},
                     {"kind": "spatial"}, "fp32", 0, "none", 1, 0)
 
@@ -247,10 +248,9 @@ def _runs(folder: Path) -> list[Seed]:
     run = a_run(place)
     checkpoint.start_afresh(place)
     (place / "log.jsonl").write_text('{"step": 1, "loss": 1.0}\n' * 2)
-    optimizer = loop.Lion(run.parameters.values(), 1e-4, (0.9, 0.99), 0.1)
     sum(p.sum() for p in run.parameters.values()).backward()
-    optimizer.step()
-    state = checkpoint.State(run, optimizer, torch.amp.GradScaler("cpu", enabled=False), Draws(0),
+    run.optimizer.step()
+    state = checkpoint.State(run, torch.amp.GradScaler("cpu", enabled=False), Draws(0),
                              torch.device("cpu"))
     state.step = 2
     state.save()
