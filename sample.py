@@ -23,7 +23,7 @@ from customttt.run.data import OUTPUT
 from customttt.run.memory import keep_freed_memory
 from customttt.run.options import (add_model_flags, add_recipe_flags, chosen_settings, open_model,
                                    require_motion, say_base)
-from customttt.sampling import decode_frames, sample_latents
+from customttt.sampling import check_finite, decode_frames, sample_latents
 
 JOINED = OUTPUT / "ttt"
 
@@ -49,6 +49,8 @@ def main() -> None:
     model, _ = open_model(args)
     settings = chosen_settings(args, SAMPLING, model)
     check_fps(args.output, settings["fps"])
+    if args.negative_prompt and settings["guidance"] == 1:
+        raise UserError("--negative-prompt: does nothing with --guidance 1; leave it out")
     if args.motion:
         require_motion(model, instead="or sample images with --no-motion")
     loras = args.lora
@@ -68,9 +70,7 @@ def main() -> None:
                              settings["frames"], settings["size"], args.seed, args.negative_prompt,
                              motion=args.motion)
     *_, z = tqdm(latents, desc="sampling", total=settings["sampling_steps"], unit="step")
-    if not z.isfinite().all():
-        raise UserError("--precision: the video is not finite; try fp32, or a smaller scale of "
-                        "--lora")
+    check_finite(z)
     write_frames(decode_frames(model, z), args.output, settings["fps"])
     print(f"written: {args.output}")
 

@@ -66,13 +66,14 @@ def main() -> None:
         for stage, args in runs:        # the last folder, too, before the first stage trains
             held.enter_context(locked(args.output))
             check_folder(args.output, stage.kind, args.resume)
-        for stage, args in runs:
-            if chosen is None and not args.resume:      # else a later --resume would find it
-                (args.output / CHECKPOINT).unlink(missing_ok=True)
+        def forget() -> None:           # else a later --resume would find them
+            for _, args in runs[1:]:
+                if not args.resume:
+                    (args.output / CHECKPOINT).unlink(missing_ok=True)
         for stage, args in runs:
             if chosen is None:
                 print(f"\nstage {stage.name}")
-            if not train(stage, args):
+            if not train(stage, args, forget if stage is runs[0][0] else lambda: None):
                 return
 
 

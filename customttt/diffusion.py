@@ -42,6 +42,7 @@ def ddim_timesteps(steps: int) -> list[int]:
 
 def ddim_step(eps: Tensor, t: int, t_prev: int, x_t: Tensor) -> Tensor:
     """Song et al. (2021), equation 12 with sigma = 0: x_t -> x_{t_prev}; t_prev < 0 gives x_0.
+    `eps`: as predicted, eps_hat.
 
       x_0    = (x_t - sqrt(1 - alpha_bar_t) eps) / sqrt(alpha_bar_t)
       x_prev = sqrt(alpha_bar_prev) x_0 + sqrt(1 - alpha_bar_prev) eps

@@ -18,7 +18,7 @@ PLACES = {"spatial": "spatial_transformers", "temporal": "motion_modules"}
 
 
 class LoRA(nn.Module):
-    """One low-rank update of one Linear or convolution, in fp32: scale * up(down(x)).
+    """One low-rank update of one Linear or convolution: scale * up(down(x)). Its weights are fp32.
 
     Down starts normal with standard deviation 1 / rank, up at zero, so a fresh LoRA changes
     nothing. Dropout is on the update. Both as in AnimateDiff-MotionDirector (docs/method.md).
@@ -139,7 +139,8 @@ def lora_parameters(module: nn.Module, *names: str) -> dict[str, nn.Parameter]:
 
 @contextlib.contextmanager
 def lora_on(unet: nn.Module, *names: str) -> Iterator[None]:
-    """Inside the `with`, exactly the LoRAs of these names are on."""
+    """Inside the `with`, exactly the LoRAs of these names are on. A name that no module has is no
+    error: then none is on."""
     wrappers = [wrapper for _, wrapper in with_lora(unet)]
     before = [wrapper.on for wrapper in wrappers]
     for wrapper in wrappers:

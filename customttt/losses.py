@@ -33,8 +33,8 @@ def preservation_loss(unet: UNet, z_ref: Tensor, c: Tensor, eps: Tensor, t: Tens
     """Stage (c): E || UNet(x_t, t, c) - eps ||^2, where x_t is z_ref noised by eps.
 
     z_ref: a teacher's reference latents, which stand at timestep t_ref (-1: clean); the paper's
-    z_f, and x_t its z_{f+1}. The student is on, under the target prompt c. Of z_s this is the
-    appearance preservation loss, of z_t the temporal preservation loss.
+    z_f, and x_t its z_{f+1} (there f counts DDIM steps). The student is on, under the target prompt
+    c. Of z_s this is the appearance preservation loss, of z_t the temporal preservation loss.
 
     With t_ref >= 0, eps is the noise since t_ref alone, where stages (a) and (b) have the UNet
     predict all the noise in x_t: the paper's words taken literally.
@@ -43,7 +43,7 @@ def preservation_loss(unet: UNet, z_ref: Tensor, c: Tensor, eps: Tensor, t: Tens
 
 
 def noise_loss(eps_hat: Tensor, eps: Tensor) -> Tensor:
-    """E || eps_hat - eps ||^2 (Ho et al. 2020, equation 14), in fp32."""
+    """E || eps_hat - eps ||^2 (Ho et al. 2020, equation 14): the mean of all elements, in fp32."""
     return F.mse_loss(eps_hat.float(), eps.float())
 
 

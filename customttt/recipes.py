@@ -2,8 +2,7 @@
 
 "supplement" is the paper's supplementary material, section 1 unless said otherwise. "open" marks
 what it does not say: docs/method.md lists each with the alternative and the reason. "tiny" is what
-differs for a model of small widths, and why. AMD is AnimateDiff-MotionDirector (ExponentialML;
-docs/method.md). Each is a command-line flag of train.py or sample.py.
+differs for a model of small widths, and why. Each is a command-line flag of train.py or sample.py.
 """
 
 from dataclasses import dataclass
@@ -57,8 +56,8 @@ TRAINING = {
 }
 FRESH_LORA = {"rank": Setting(32, "supplement", "of the LoRA", below=4097)}
 LEAST_TIMESTEP = {"least_timestep": Setting(
-    0, "open: AMD draws from all", "training timesteps are drawn from here to 999", zero=True,
-    below=TIMESTEPS)}
+    0, "open: AnimateDiff-MotionDirector draws from all",
+    "training timesteps are drawn from here to 999", zero=True, below=TIMESTEPS)}
 SMALL = {
     "size": Setting(64, "tiny: its world is 64 pixels wide"),
     "guidance": Setting(3.0, "tiny: docs/study.md"),
@@ -71,7 +70,8 @@ SPATIAL = Recipe(
         "steps": Setting(500, "supplement", "training steps"),
         "learning_rate": Setting(1e-5, "supplement", "of Lion"),
         "spatial_layers": Setting((2, 6), "supplement, section 3", "with LoRA, W_s", zero=True),
-        "batch_size": Setting(1, "open: AMD draws one frame a step", "images a step"),
+        "batch_size": Setting(1, "open: AnimateDiff-MotionDirector draws one frame a step",
+                              "images a step"),
         "frames": Setting(16, "supplement", "of the contact sheet, which shows every other one"),
     },
     tiny=SMALL | {
@@ -86,7 +86,8 @@ TEMPORAL = Recipe(
         "steps": Setting(500, "supplement", "training steps"),
         "learning_rate": Setting(5e-5, "supplement", "of Lion"),
         "temporal_layers": Setting((2, 5), "supplement, section 3", "with LoRA, W_t", zero=True),
-        "debiased": Setting(True, "open: AMD adds it", "MotionDirector's appearance-debiased term"),
+        "debiased": Setting(True, "open: AnimateDiff-MotionDirector adds it",
+                            "MotionDirector's appearance-debiased term"),
     },
     tiny=SMALL | {
         "least_timestep": Setting(700, "tiny: motion is decided where noise is strong"),

@@ -7,6 +7,7 @@ from einops import rearrange
 from torch import Tensor
 
 from .diffusion import ddim, ddim_timesteps
+from .errors import UserError
 from .media.clips import as_frames
 from .model.model import Model
 
@@ -56,6 +57,15 @@ def decode_frames(model: Model, latents: Tensor) -> Tensor:
 
 
 def sample_video(model: Model, prompt: str | Sequence[str], **arguments) -> Tensor:
-    """The arguments of `sample_latents` -> the sampled clip, uint8 (f H W 3)."""
+    """The arguments of `sample_latents` -> the sampled clip, uint8 (f H W 3). Raises UserError if it
+    is not finite."""
     *_, z = sample_latents(model, prompt, **arguments)
+    check_finite(z)
     return decode_frames(model, z)
+
+
+def check_finite(z: Tensor) -> None:
+    """Latents that are not would be a black clip."""
+    if not z.isfinite().all():
+        raise UserError("--precision: the video is not finite; try fp32, or a smaller scale of the "
+                        "LoRAs")

@@ -2,9 +2,9 @@
 
 Legend: z clean latents (b 4 f h w), c text embeddings (b n d), eps noise, t timesteps (b,). A step
 takes what it learns from, the stage's settings (recipes.py), `draw`, its random numbers (draws.py),
-and `backward`, which adds a loss's gradient to what is there. It is called once a loss, inside its
-`with lora_on`: so one graph is held at a time, and what gradient checkpointing runs again sees the
-same LoRAs.
+and `backward`, which runs a loss's backward pass; gradients add up. It is called once a loss,
+inside the loss's `with lora_on` if there is one: so one graph is held at a time, and what gradient
+checkpointing runs again sees the same LoRAs.
 """
 
 from collections.abc import Callable
@@ -46,8 +46,9 @@ def temporal_step(unet: UNet, z: Tensor, c: Tensor, settings: dict, draw: Draws,
 
 def ttt_step(unet: UNet, texts: Texts, shape: tuple[int, ...], settings: dict, draw: Draws,
              backward: Backward) -> tuple[Tensor, Tensor]:
-    """Stage (c), test-time training: the student keeps to what each teacher samples. The losses are
-    the paper's, their numbers the supplement's. `shape`: of the latents, (1 4 f h w).
+    """Stage (c), test-time training: the student keeps to what each teacher samples (paper, the two
+    preservation losses). `texts`: the four prompts, each (1 77 d). `shape`: of the latents,
+    (1 4 f h w).
 
       z_s = DDIM(spatial teacher, "a teddy bear is doing something"), motion modules out
       z_t = DDIM(temporal teacher, "an object is lifting weights"), motion modules in
@@ -56,7 +57,7 @@ def ttt_step(unet: UNet, texts: Texts, shape: tuple[int, ...], settings: dict, d
 
     The UNet holds four LoRAs. Two are the teachers, as (a) and (b) left them, without dropout. Two
     are the student, "spatial" and "temporal": they start from the same weights, and they alone are
-    trained. Returns z_s and z_t, to be looked at.
+    trained. Returns z_s and z_t, for who wants to look at them.
     """
     timesteps, t_ref = reference_timesteps(settings)
     guidance, device = settings["reference_guidance"], texts.target.device

@@ -191,14 +191,20 @@ def test_a_model_without_motion_module_samples_images_only(trained, model_folder
 def test_without_a_stage_all_run_in_turn(monkeypatch, tmp_path, capsys):
     """Each in its own folder; a resumed one only where there is a checkpoint; Ctrl-C ends all. A
     run of a later stage, unfinished or at work, is seen before the first stage trains; a finished
-    one is not what --resume finds later."""
+    one is not what --resume finds later, but a mistake in the flags leaves it."""
     def unfinished(kind: str, steps: int = 2) -> dict:
         return {"step": 1, "skipped": 0, "parameters": {}, "run": {"steps": steps, "kind": kind}}
 
     ran = []
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(train, "train", lambda stage, args: ran.append(
-        (stage.name, str(args.output), args.resume)) or stage.name != "temporal")
+    def stops_in_the_second(stage, args, begins):
+        ran.append((stage.name, str(args.output), args.resume))
+        begins()
+        return stage.name != "temporal"
+
+    def wrong(stage, args, begins):
+        raise UserError("--model typo: no such model")
+    monkeypatch.setattr(train, "train", stops_in_the_second)
     (tmp_path / "output" / "spatial").mkdir(parents=True)
     torch.save(unfinished("spatial"), tmp_path / "output" / "spatial" / "checkpoint.pt")
     monkeypatch.setattr(sys, "argv", ["train.py", "--resume"])
@@ -219,10 +225,15 @@ def test_without_a_stage_all_run_in_turn(monkeypatch, tmp_path, capsys):
     assert len(ran) == 2
     assert [path.name for path in (tmp_path / "output").iterdir()] == ["ttt"]
     torch.save(unfinished("joined", steps=1), tmp_path / "output" / "ttt" / "checkpoint.pt")
-    train.main()                # stops in the second stage
+    monkeypatch.setattr(train, "train", wrong)
+    with pytest.raises(UserError, match="--model typo"):
+        train.main()
+    assert (tmp_path / "output" / "ttt" / "checkpoint.pt").exists()
+    monkeypatch.setattr(train, "train", stops_in_the_second)
+    train.main()
     monkeypatch.setattr(sys, "argv", ["train.py", "--resume"])
-    monkeypatch.setattr(train, "train", lambda stage, args: ran.append((stage.name, args.resume))
-                        or True)
+    monkeypatch.setattr(train, "train", lambda stage, args, begins: begins() or ran.append(
+        (stage.name, args.resume)) or True)
     train.main()
     assert ran[-1] == ("ttt", False)
     torch.save(unfinished("joined", steps=1), tmp_path / "output" / "ttt" / "checkpoint.pt")

@@ -21,6 +21,7 @@ from customttt.recipes import SPATIAL, TEMPORAL
 from customttt.run.lock import locked
 from customttt.run.memory import estimate, total
 from customttt.run.options import say_base
+from customttt.sampling import sample_video
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -139,6 +140,10 @@ def test_the_estimate_grows_with_what_is_asked_for():
     two = estimate(model, settings | {"size": 1024}, training=True, checkpointing=False)
     less = estimate(model, settings | {"size": 1024}, training=True, checkpointing=True)
     assert 3 < two / one < 5 and less < two
+    images, narrow = random_model(motion_version=None), settings | {"size": 1024, "batch_size": 1}
+    shown, all_of_them = (estimate(images, narrow | {"frames": f}, training=True,
+                                   checkpointing=True) for f in (64, 8))
+    assert shown == all_of_them         # a sheet of images samples no others
     assert 2 ** 28 < total(torch.device("cpu")) < 2 ** 44
 
 
@@ -187,6 +192,17 @@ def test_a_caption_of_12_megabytes(tmp_path):
     (tmp_path / "a.txt").write_text("bear" * 3_000_000)
     with pytest.raises(UserError, match=r"a\.txt: too long for a caption \(12000000 bytes\)"):
         caption_beside(tmp_path / "a.png")
+
+
+def test_a_caption_of_the_root_folder():
+    assert caption_beside(Path("/")) is None
+
+
+def test_a_video_that_is_not_finite_is_no_black_clip():
+    model = random_model()
+    model.unet.conv_out.weight.data.fill_(float("nan"))
+    with pytest.raises(UserError, match="--precision: the video is not finite"):
+        sample_video(model, "a bear", steps=1, frames=2, size=64)
 
 
 def test_a_video_that_is_not_finite_is_not_written(call, place, monkeypatch):
@@ -292,6 +308,27 @@ def test_parameters_of_a_checkpoint_are_finite_and_of_their_shape(call, place):
         torch.save(content | {"parameters": content["parameters"] | {
             name: change(content["parameters"][name])}}, path)
         assert_refused(call("spatial", "--resume", "--steps", "2"), "checkpoint.pt", "as it was")
+
+
+@pytest.mark.parametrize("stage", ["spatial", "dreamvideo-word"])       # Lion, AdamW
+def test_the_optimizer_of_a_checkpoint_is_finite_and_has_this_runs_rates(call, place, stage):
+    call(stage)
+    path = place / "out/checkpoint.pt"
+    content = torch.load(path, weights_only=True)
+    moments = content["optimizer"]["state"][0]
+    for key, value in moments.items():
+        for spoilt in (value * float("nan"), torch.ones(3, 3, 3), *(-value,) * (key == "step")):
+            torch.save(content | {"optimizer": content["optimizer"] | {
+                "state": content["optimizer"]["state"] | {0: moments | {key: spoilt}}}}, path)
+            assert_refused(call(stage, "--resume", "--steps", "2"), "checkpoint.pt", "as it was")
+    [group] = content["optimizer"]["param_groups"]
+    results = []
+    for lr in (group["lr"], 5.0):       # what the file says counts for nothing
+        torch.save(content | {"optimizer": content["optimizer"] | {
+            "param_groups": [group | {"lr": lr}]}}, path)
+        assert call(stage, "--resume", "--steps", "2")[0] == 0
+        results.append((place / "out/adapter.safetensors").read_bytes())
+    assert results[0] == results[1]
 
 
 def test_a_sheet_that_a_kill_left_undrawn_is_drawn(call, place):

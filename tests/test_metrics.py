@@ -177,7 +177,9 @@ def test_command(call, tmp_path, model_folder):
     printed = call(tmp_path / "4.mp4", "--prompt", PROMPT, "--images",
                    model_folder / "examples" / "subject", "--reference", tmp_path / "a.npy",
                    "--tracks", tmp_path / "b.safetensors", "--output", tmp_path / "scores.json")
-    scores = json.loads((tmp_path / "scores.json").read_text())["videos"][str(tmp_path / "4.mp4")]
+    written = json.loads((tmp_path / "scores.json").read_text())
+    scores = written["videos"][str(tmp_path / "4.mp4")]
+    assert written["tracker"] == {"videos": "file", "reference": "file"}
     assert list(scores) == ["CLIP-T", "CLIP-I", "consistency", "motion fidelity",
                             "motion fidelity (published)"]
     assert all(f"{value:.4f}" in printed for value in scores.values())
@@ -208,6 +210,7 @@ def test_bad_input_is_one_sentence(call, tmp_path, model_folder, monkeypatch):
     np.save(tmp_path / "none.npy", walks(0, frames=4).numpy())
     np.save(tmp_path / "some.npy", walks(4, frames=4).numpy())
     np.save(tmp_path / "flat.npy", np.zeros((4, 2)))
+    np.save(tmp_path / "unit.npy", walks(4, frames=4).numpy() / 256)
     save_file({"visual.conv1.weight": torch.ones(2)}, tmp_path / "open_clip.safetensors")
     (tmp_path / "empty.npy").touch()
     Image.new("RGB", (40, 40)).save(tmp_path / "a.eps")     # Pillow would run Ghostscript on it
@@ -224,8 +227,12 @@ def test_bad_input_is_one_sentence(call, tmp_path, model_folder, monkeypatch):
             ([video, video], "4.mp4: given twice"),
             ([video, "--tracks", tmp_path / "flat.npy"], "--reference, which is not given"),
             ([video, "--definition", "loveu", "--images", tmp_path], "LOVEU has no score against"),
-            ([video, "--fps", "-8"], "--fps -8: must be above 0"),
-            ([video, "--fps", "inf"], "--fps inf: must be above 0"),
+            ([video, "--reference", tmp_path / "a.npy", "--fps", "-8"], "--fps -8: must be above 0"),
+            ([video, "--reference", tmp_path / "a.npy", "--fps", "inf"], "--fps inf: must be above"),
+            ([video, "--fps", "8"], "--fps: goes with --reference, which is not given"),
+            ([video, "--tracker", "lucas-kanade"], "--tracker: goes with --reference"),
+            ([video, "--reference", tmp_path / "unit.npy", "--tracks", tmp_path / "some.npy"],
+             "unit.npy: no point in it moves by 2.5 pixels.*or tracks in pixels"),
             ([video, "--images", tmp_path / "a.eps"], "not an image that can be read"),
             ([video, "--device", "foo"], "--device foo: this machine has no such device"),
             ([video, "--reference", tmp_path / "empty.npy"], "cannot be read as tracks")):
@@ -298,6 +305,6 @@ def test_the_reference_is_read_at_its_rate(monkeypatch, tmp_path):
     seen = []
     monkeypatch.setattr(metrics, "read_video",
                         lambda *of: seen.append(of) or torch.zeros(3, 2, 8, 8))
-    monkeypatch.setitem(metrics.TRACKERS, "cotracker", lambda frames: None)
+    monkeypatch.setitem(metrics.TRACKERS, "cotracker", lambda frames: torch.zeros(0, 2, 2))
     metrics.reference_tracks(tmp_path / "a.mp4", 2, 4.0, "cotracker")
     assert seen == [(tmp_path / "a.mp4", 2, 4.0, tracks.SIDE)]

@@ -291,8 +291,8 @@ def test_a_folder_given_as_a_lora(tmp_path, folder, name):
 # Values
 
 @pytest.mark.parametrize("part", ["unet", "vae", "text_encoder", "motion_adapter"])
-@pytest.mark.parametrize("value", [None, -1, 0, 2.5, 10 ** 30, "8", [], [0], {}, True, float("nan")],
-                         ids=str)
+@pytest.mark.parametrize("value", [None, -1, 0, 2.5, 10 ** 400, "8", [], [0], {}, True,
+                                   float("nan")], ids=lambda value: str(value)[:9])
 def test_every_value_of_a_config_is_checked(folder, part, value):
     file = folder / part / "config.json"
     whole = json.loads(file.read_text())

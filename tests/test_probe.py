@@ -85,6 +85,18 @@ def test_motions_have_their_fidelity(call, tmp_path, monkeypatch):
         "probe-motion-seed-0-heat-CLIP-T.png", "probe-motion-seed-0-heat-motion-fidelity.png"}
 
 
+def test_what_is_damaged_is_named(call, tmp_path):
+    pytest.importorskip("matplotlib")
+    call("subject", "--number", "1")
+    for name in ("scores.json", "clips.png"):
+        file = next(tmp_path.glob(f"probes/*/{name}"))
+        kept = file.read_bytes()
+        file.write_bytes(b"{")
+        with pytest.raises(UserError, match=f"{file.parent.name}: is damaged .* makes it again"):
+            call("subject", "--number", "1")
+        file.write_bytes(kept)
+
+
 def test_subjects_are_not_tracked(call):
     with pytest.raises(UserError, match="--tracker: goes with motion"):
         call("subject", "--tracker", "lucas-kanade")

@@ -4,6 +4,7 @@ import json
 import sys
 
 import pytest
+import torch
 from PIL import Image
 
 from customttt.errors import UserError
@@ -48,8 +49,24 @@ def test_a_pair_of_two_seeds_counts_once_and_two_judges_are_not_one_table(tmp_pa
         page()
 
 
+def test_correlations_of_two_seeds_are_those_of_all_clips(tmp_path, page):
+    for seed in (0, 1):
+        clips = [["truth", group, "a prompt", [k + seed * k ** 2, k, -k]]
+                 for k, group in enumerate("abcdef")]
+        result = {"name": "metrics", "seed": seed, "rows": ["truth"], "differences": [],
+                  "metrics": ["CLIP-T", "true identity", "true motion"]}
+        result |= {"correlations": tables.correlations(result | {"clips": clips}), "clips": clips}
+        write_result(result, tmp_path / "made", "customttt.tiny.study.metrics", [])
+    both = [[0, 1, 2, 3, 4, 5, 0, 2, 6, 12, 20, 30], [0, 1, 2, 3, 4, 5] * 2]
+    together = torch.corrcoef(torch.tensor(both, dtype=torch.float32))[0, 1]
+    assert f"| CLIP-T | {together:+.2f} [" in page()
+
+
 def test_the_page(tmp_path, page, monkeypatch):
     made, kept = tmp_path / "made", tmp_path / "docs/results"
+    with pytest.raises(UserError, match="--made .*made: no such folder"):
+        page()
+    made.mkdir()
     with pytest.raises(UserError, match="no results there; make some"):
         page()
     scores = {name: [0.2 + len(layers) / 100, 0.1] for name, layers in probe.conditions(6).items()}

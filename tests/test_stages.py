@@ -7,6 +7,7 @@ from torch import nn
 from customttt import diffusion
 from customttt.diffusion import TIMESTEPS, add_noise, ddim_step, ddim_timesteps
 from customttt.draws import Draws, stream_seed
+from customttt.files.lora_files import save_lora
 from customttt.lion import Lion
 from customttt.lora import add_lora, lora_on, lora_parameters, with_lora
 from customttt.losses import debias, noise_loss
@@ -342,6 +343,12 @@ def test_lora_on_puts_back_what_was_on_even_after_an_error(model):
         assert {name for _, m in with_lora(model.unet) for name in m.on} == {"spatial"}
         1 / 0
     assert {name for _, m in with_lora(model.unet) for name in m.on} == {"spatial", "temporal"}
+
+
+def test_what_is_there_is_said_where_nothing_can_be_saved(model, tmp_path):
+    put_loras(model, "spatial")
+    with pytest.raises(ValueError, match=r"no LoRA called motion to save; the UNet has \['spat"):
+        save_lora(model.unet, tmp_path / "motion.safetensors", names=("motion",))
 
 
 def test_the_negative_prompt_counts(model):

@@ -127,6 +127,15 @@ def test_the_search_scores_settings_side_by_side(call, tmp_path):
     assert len(list((tmp_path / "loras").glob("spatial-*"))) == 2       # one is the search's
     with pytest.raises(UserError, match="settings half: scales are numbers"):
         call(search, "search-joined", "joined", "half")
+    with pytest.raises(UserError, match="settings nan: scales are finite numbers"):
+        call(search, "search-joined", "joined", "nan")
+    for start in ("-1", "39"):      # the last one's second is among those that the study reports
+        with pytest.raises(UserError, match="those that may be tried are 0 to 39"):
+            call(search, "search-spatial", "spatial", "", "--start", start, "--combinations", "2")
+    trained = len(list((tmp_path / "loras").iterdir()))
+    with pytest.raises(SystemExit):
+        call(search, "search-ttt", "ttt", "", "--learning-rte 3e-5", *few)
+    assert len(list((tmp_path / "loras").iterdir())) == trained     # nothing, until it is mended
     with pytest.raises(UserError, match="settings: give at least one"):
         call(search, "search-ttt", "ttt")
     with pytest.raises(UserError, match="--spatial: goes with joined, ttt; leave it out"):

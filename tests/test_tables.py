@@ -362,6 +362,8 @@ def test_bad_input(protocol, tmp_path, call, model_folder):
         call(4, "--prompts", "0")
     with pytest.raises(UserError, match="--device foo: this machine has no such device"):
         call(4, "--device", "foo")
+    with pytest.raises(UserError, match="--frames 1: the scores are of clips; give 2 or more"):
+        call(4, "--frames", "1")
     shutil.copytree(model_folder, tmp_path / "image-model")
     shutil.rmtree(tmp_path / "image-model" / "motion_adapter")
     with pytest.raises(UserError, match="image-model has no motion module: give one"):
@@ -444,10 +446,13 @@ def test_dreamvideo_is_sampled_with_its_word(monkeypatch):
     monkeypatch.setattr(rows, "load_clip", lambda *of: SimpleNamespace(embed_images=lambda x: x))
     monkeypatch.setattr(rows, "sample_dreamvideo",
                         lambda model, prompt, guide, **settings: said.append(prompt))
-    group = SimpleNamespace(subject="a teddy bear", subject_images=lambda: [None])
-    unit = SimpleNamespace(row=rows.Row("d"), group=group, prompt="a teddy bear is up")
-    rows.Bench(SimpleNamespace(clip=None), None, ()).sample(unit, {"dreamvideo-word": None}, 0)
-    assert said == ["a * is up"]
+    monkeypatch.setattr(rows.Group, "subject_images", lambda group: [None])
+    for subject, prompt in (("a teddy bear", "a teddy bear is up"), ("bear", "The bear is up"),
+                            ("bear", "a bear is up"), ("a bear!", "a bear! is a bearskin")):
+        group = rows.Group(None, subject, None, "", (prompt,))
+        rows.Bench(SimpleNamespace(clip=None), None, ()).sample(
+            rows.Unit(rows.Row("d"), group, 0), {"dreamvideo-word": None}, 0)
+    assert said == ["a * is up", "a * is up", "a * is up", "a * is a bearskin"]
 
 
 def test_another_judge_or_guidance_is_another_folder(monkeypatch, tmp_path):

@@ -157,7 +157,7 @@ def test_a_run_killed_between_checkpoints_goes_on_from_the_last(run_stage, monke
 
 def test_ctrl_c_while_a_sheet_is_drawn_saves_that_step(run_stage, monkeypatch, tmp_path):
     with monkeypatch.context() as patch:
-        patch.setattr(loop, "_draw", lambda *_: signal.raise_signal(signal.SIGINT))
+        patch.setattr(loop, "_write_sheet", lambda *_: signal.raise_signal(signal.SIGINT))
         run_stage("spatial", tmp_path, "--steps", "4", "--sheet-every", "2")
     assert torch.load(tmp_path / "checkpoint.pt", weights_only=True)["step"] == 2
     assert (tmp_path / "adapter-000002.safetensors").exists()
@@ -216,6 +216,13 @@ def test_resume_refuses_other_weights_of_the_same_name(run_stage, model_folder, 
     with pytest.raises(UserError, match="was started with another model; give the same"):
         run_stage("spatial", tmp_path / "run", "--steps", "2", "--model", tmp_path / "1" / "tiny",
                   "--resume")
+
+
+def test_resume_refuses_another_motion_version(run_stage, tmp_path):
+    """Versions 1 and 3 have the same weights."""
+    run_stage("temporal", tmp_path, "--steps", "1")
+    with pytest.raises(UserError, match="was started with another model; give the same"):
+        run_stage("temporal", tmp_path, "--steps", "2", "--motion-version", "1", "--resume")
 
 
 def test_resume_refuses_another_kind_of_device(run_stage, tmp_path):

@@ -1,7 +1,5 @@
 """Values that a file gives: each is checked by type and range before it is used."""
 
-import math
-
 from ..errors import UserError
 
 MISSING = object()
@@ -42,7 +40,7 @@ def check_divisible(numbers: tuple[int, ...], by: int, what: str, file: str) -> 
 
 def is_whole(value, least: int, most: int) -> bool:
     return (isinstance(value, (int, float)) and not isinstance(value, bool)
-            and math.isfinite(value) and value == int(value) and least <= value <= most)
+            and least <= value <= most and value == int(value))
 
 
 def wrong(key: str, value, file: str, right: str) -> UserError:

@@ -4,8 +4,8 @@ import warnings
 from pathlib import Path
 
 from ..errors import UserError
-from ..model.config import (ANIMATEDIFF_V1, ANIMATEDIFF_V2, ANIMATEDIFF_V3, MotionConfig,
-                            TextConfig, UNetConfig, VAEConfig)
+from ..model.config import (ANIMATEDIFF, ANIMATEDIFF_V1, MotionConfig, TextConfig, UNetConfig,
+                            VAEConfig)
 from .checks import check_divisible, number, shortened, whole, whole_list
 from .diagnose import NOISE, OTHER_MODEL
 
@@ -113,7 +113,7 @@ def motion_config(path: Path, mid: bool, length: int | None, version: int | None
                       f"AnimateDiff's train.py writes it (else: --motion-version 3)", stacklevel=3)
     if version is None:
         version = 2 if mid else 1 if length in (None, ANIMATEDIFF_V1.max_frames) else 3
-    return {1: ANIMATEDIFF_V1, 2: ANIMATEDIFF_V2, 3: ANIMATEDIFF_V3}[version]
+    return ANIMATEDIFF[version]
 
 
 def text_json(config: TextConfig) -> dict:

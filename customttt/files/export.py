@@ -85,7 +85,8 @@ TARGETS = {
                        "put it into ComfyUI's models/loras; node Load LoRA, strength_model 1"),
                 Format(("temporal",), motion_lora, ".motion.safetensors",
                        "put it into ComfyUI's models/animatediff_motion_lora; node Load "
-                       "AnimateDiff LoRA (of AnimateDiff-Evolved), strength 1")],
+                       "AnimateDiff LoRA (of AnimateDiff-Evolved), strength 1; beta_schedule "
+                       "sqrt_linear (AnimateDiff)")],
     "animatediff": [Format(("spatial",), processor, ".spatial.ckpt",
                            'in the --config of scripts/animate.py: adapter_lora_path: "{file}"'),
                     Format(("temporal",), motion_lora, ".motion.ckpt",

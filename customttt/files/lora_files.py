@@ -81,8 +81,9 @@ def save_lora(unet: UNet, path: str | Path, metadata: dict | None = None,
     LoRA's scale is multiplied into `lora_up`. The file's metadata says what was trained; values
     that are not strings are written as JSON.
     """
-    tensors = {}
+    tensors, there = {}, set()
     for target, wrapper in with_lora(unet):
+        there |= wrapper.loras.keys()
         for name in names:
             if name in wrapper.loras:
                 lora = wrapper.loras[name]
@@ -90,7 +91,8 @@ def save_lora(unet: UNet, path: str | Path, metadata: dict | None = None,
                 tensors[f"{target}.lora_down.weight"] = down.cpu().contiguous()
                 tensors[f"{target}.lora_up.weight"] = up.cpu().contiguous()
     if not tensors:
-        raise ValueError(f"no LoRA called {' or '.join(names)} to save: add_lora comes first")
+        raise ValueError(f"no LoRA called {' or '.join(names)} to save; the UNet has "
+                         f"{sorted(there) or 'none'}")
     write_tensors(tensors, path, metadata)
 
 

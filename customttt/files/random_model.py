@@ -13,8 +13,8 @@ import torch
 
 from ..errors import UserError, command_parser, run_command
 from ..model.clip import TextEncoder
-from ..model.config import (ANIMATEDIFF_V1, ANIMATEDIFF_V2, ANIMATEDIFF_V3, SD15_TEXT, SD15_UNET,
-                            SD15_VAE, TextConfig, UNetConfig, VAEConfig)
+from ..model.config import (ANIMATEDIFF, SD15_TEXT, SD15_UNET, SD15_VAE, TextConfig, UNetConfig,
+                            VAEConfig)
 from ..model.model import Model
 from ..model.tokenizer import END, START, Tokenizer, byte_symbols
 from ..model.unet import UNet
@@ -22,13 +22,10 @@ from ..model.vae import VAE
 from .save import save_model
 
 
-VERSIONS = {None: None, 1: ANIMATEDIFF_V1, 2: ANIMATEDIFF_V2, 3: ANIMATEDIFF_V3}
-
-
 def random_model(motion_version: int | None = 3, full_size: bool = False, seed: int = 0) -> Model:
     """A random model in memory; `motion_version` None leaves the motion modules out."""
     torch.manual_seed(seed)
-    motion = VERSIONS[motion_version]
+    motion = None if motion_version is None else ANIMATEDIFF[motion_version]
     symbols = sorted(byte_symbols())
     tokens = [*symbols, *(symbol + "</w>" for symbol in symbols), START, END]
     tokenizer = Tokenizer({token: i for i, token in enumerate(tokens)}, merges=[])

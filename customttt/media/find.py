@@ -73,8 +73,8 @@ def caption_beside(path: Path) -> str | None:
     """The text of the `.txt` file beside an image, a video or a folder, if there is one."""
     path = path.absolute()      # "." has a name too
     stem = path if path.is_dir() else path.with_suffix("")
-    text = next((file for ending in CAPTIONS
-                 if (file := stem.with_name(stem.name + ending)).is_file()), None)
+    text = next((file for ending in CAPTIONS if stem.name      # the root folder has none
+                 and (file := stem.with_name(stem.name + ending)).is_file()), None)
     if text is None:
         return None
     try:

@@ -103,7 +103,7 @@ class FeedForward(nn.Module):
         self.out = nn.Linear(4 * width, width)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(b n d) -> (b n d)."""
+        """(b n d) -> (b n d). A large x goes in parts, for memory (frozen.py); the same values."""
         if not is_large(x):
             return self.out(self.geglu(x))
         parts = x.flatten(end_dim=-2).split(PART)

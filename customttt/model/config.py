@@ -71,6 +71,7 @@ class VisionConfig:
 ANIMATEDIFF_V1 = MotionConfig(version=1, max_frames=24, heads=8)
 ANIMATEDIFF_V2 = MotionConfig(version=2, max_frames=32, heads=8)
 ANIMATEDIFF_V3 = MotionConfig(version=3, max_frames=32, heads=8)    # the paper's: none at i = 4
+ANIMATEDIFF = {each.version: each for each in (ANIMATEDIFF_V1, ANIMATEDIFF_V2, ANIMATEDIFF_V3)}
 SD15_UNET = UNetConfig(channels=(320, 640, 1280, 1280), latent_channels=4, text_width=768, heads=8,
                        groups=32, motion=ANIMATEDIFF_V3)
 SD15_VAE = VAEConfig(channels=(128, 256, 512, 512), resnets=2, latent_channels=4, groups=32,

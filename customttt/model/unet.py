@@ -55,7 +55,8 @@ class Layer(nn.Module):
                 motion: bool, run: Callable) -> tuple[Tensor, list[Tensor]]:
         """((b f) c h w), skips to read, (b d), (b n d) -> x for the next layer, and skips made.
 
-        `motion`: whether the motion modules are in. `run`: `directly` or `recomputed`.
+        `motion`: whether the motion modules are in. `run`: `directly` or `recomputed`. `time` has a
+        row for each clip.
         """
         made = []
         for j, resnet in enumerate(self.resnets):
@@ -76,7 +77,7 @@ class Layer(nn.Module):
 
 
 class UNet(nn.Module):
-    """Predicts the noise eps in noisy latents x_t (b 4 f h w)."""
+    """Predicts eps_hat, the noise in noisy latents x_t (b 4 f h w)."""
 
     def __init__(self, config: UNetConfig):
         super().__init__()
@@ -105,7 +106,8 @@ class UNet(nn.Module):
 
     def forward(self, latents: Tensor, timesteps: Tensor, text: Tensor | Sequence[Tensor],
                 motion: bool = True) -> Tensor:
-        """Noisy latents (b 4 f h w), timesteps (b,), text (b n d) or nine such -> eps (b 4 f h w).
+        """Noisy latents (b 4 f h w), timesteps (b,), text (b n d) or nine such ->
+        eps_hat (b 4 f h w).
 
         `motion=False` takes the motion modules out: frames are then independent images.
         Raises ValueError for shapes that do not fit and for more frames than the module knows.
@@ -120,7 +122,7 @@ class UNet(nn.Module):
             time = time.repeat_interleave(latents.shape[2], dim=0)
         x = self.conv_in(rearrange(latents, "b c f h w -> (b f) c h w"))
         skips = [x]
-        for i, layer in enumerate(self.layers):
+        for i, layer in enumerate(self.layers):     # 0 to 3 leave skips, 5 to 8 read them
             read = [skips.pop() for _ in layer.resnets] if i > 4 else []
             x, made = layer(x, read, time, texts[i], motion, run)
             if i < 4:

@@ -25,6 +25,7 @@ from ..run.lock import AtWork, locked
 from ..run.options import add_recipe_flags
 from ..run.stage import Stage
 from ..run.train import add_training_flags, train
+from .clip import clip_fingerprint
 
 OUTPUT = Path("output/paper")
 ADAPTER, MADE = "adapter.safetensors", "made-of.json"
@@ -66,22 +67,28 @@ class Cache:
         data = [str(each) for pair in of.items() for each in pair]
 
         def make(folder: Path) -> None:
-            parser = argparse.ArgumentParser(prog=f"--stage {stage.name}", allow_abbrev=False)
-            add_training_flags(parser, stage)
             resume = ["--resume"] if (folder / CHECKPOINT).exists() else []
-            args = parser.parse_args(["--output", str(folder), "--sheet-every", "0", *self.flags,
-                                      *flags, *data, *resume])
+            args = parsed(stage, ["--output", str(folder), "--sheet-every", "0", *self.flags,
+                                  *flags, *data, *resume])
             if not train(stage, args):
                 raise KeyboardInterrupt
         parser = argparse.ArgumentParser(prog=f"--stage {stage.name}", allow_abbrev=False)
         add_recipe_flags(parser, stage.recipe)
         given, others = parser.parse_known_args(flags)
         told = {"stage": stage.name, "recipe": values_of(stage.recipe, given), "flags": others,
-                "of": {flag: fingerprint(files_of(path)) for flag, path in of.items()}}
+                "of": {flag: clip_fingerprint(path) if flag == "--clip" else
+                       fingerprint(files_of(path)) for flag, path in of.items()}}
         folder = self.made(f"loras/{stage.name}", told, make)
         for each in (folder / CHECKPOINT, *folder.glob("adapter-[0-9]*")):      # large
             each.unlink(missing_ok=True)
         return folder / ADAPTER
+
+
+def parsed(stage: Stage, flags: Sequence[str]) -> argparse.Namespace:
+    """As train.py's parser reads them; a flag that it does not know ends the program."""
+    parser = argparse.ArgumentParser(prog=f"--stage {stage.name}", allow_abbrev=False)
+    add_training_flags(parser, stage)
+    return parser.parse_args(flags)
 
 
 def open_cache(args: argparse.Namespace) -> Cache:

@@ -104,7 +104,7 @@ def clip_files(path: Path) -> tuple[Path, Path, Path]:
 
 @functools.cache
 def clip_fingerprint(path: Path) -> str:
-    """SHA-256 of all that `load_clip` reads."""
+    """SHA-256 of what `load_clip` reads and scores depend on."""
     file, config, folder = clip_files(path)
     words = [folder / name for name in ("vocab.json", "merges.txt", "tokenizer.json")]
     return fingerprint([file, *(each for each in (config, *words) if each.is_file())])

@@ -39,6 +39,7 @@ def check_shared(args: argparse.Namespace) -> None:
     device_named(args.device)
     with contextlib.redirect_stdout(io.StringIO()):     # what it says, each process would say again
         model, _ = open_model(args)
-        chosen_settings(args, SAMPLED, model)
+        if chosen_settings(args, SAMPLED, model)["frames"] < 2:
+            raise UserError("--frames 1: the scores are of clips; give 2 or more")
     require_motion(model)
     args.clip = args.clip or Path(args.model) / "clip"

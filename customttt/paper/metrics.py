@@ -40,7 +40,7 @@ from .intervals import markdown
 from .tracks import ENDINGS, SIDE, TRACKERS, read_tracks
 
 LEAST_TRAVEL = 2.5      # pixels: a track that never leaves its start by more is background
-MOST_FPS = 1000
+FPS, MOST_FPS = 8.0, 1000
 LOVEU_SIDE = 480        # pixels, square, that LOVEU's script resizes frames to
 
 
@@ -90,12 +90,16 @@ def motion_fidelity(tracks: Tensor, reference: Tensor) -> float:
     direction. 0 where one of the clips has no others; 1 where neither has.
     """
     check_tracks(tracks, reference)
-    a, b = (each[(each - each[:, :1]).norm(dim=-1).amax(1) > LEAST_TRAVEL]
-            for each in (tracks, reference))
+    a, b = moving(tracks), moving(reference)
     if not len(a) or not len(b):
         return float(len(a) == len(b))
     corr = correlation(a, b)
     return ((corr.amax(1).mean() + corr.amax(0).mean()) / 2).item()
+
+
+def moving(tracks: Tensor) -> Tensor:
+    """Those of (n t 2) that leave their start."""
+    return tracks[(tracks - tracks[:, :1]).norm(dim=-1).amax(1) > LEAST_TRAVEL]
 
 
 def motion_fidelity_published(tracks: Tensor, reference: Tensor) -> float:
@@ -170,9 +174,14 @@ def open_image(path: Path) -> Image.Image:
 def reference_tracks(path: Path, frames: int, fps: float, tracker: str) -> Tensor:
     """Of the motion video: its first `frames` frames at `fps`, as --stage temporal sees them."""
     if path.suffix in ENDINGS:
-        return read_tracks(path, frames)
-    pixels = read_video(path, frames, fps, SIDE)
-    return TRACKERS[tracker](to_images(as_frames(pixels.transpose(0, 1))))
+        tracks = read_tracks(path, frames)
+    else:
+        pixels = read_video(path, frames, fps, SIDE)
+        tracks = TRACKERS[tracker](to_images(as_frames(pixels.transpose(0, 1))))
+    if len(tracks) and not len(moving(tracks)):
+        raise UserError(f"{path}: no point in it moves by {LEAST_TRAVEL} pixels, where a frame's "
+                        f"shorter side has {SIDE}; give a video that moves, or tracks in pixels")
+    return tracks
 
 
 def table(rows: dict[str, dict[str, float]]) -> str:
@@ -194,12 +203,13 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--clip", type=Path, default=Path("weights/tiny/clip"), metavar="M",
                         help="folder or file of a CLIP (default: %(default)s)")
     parser.add_argument("--definition", choices=["vgen", "loveu"], default="vgen")
-    parser.add_argument("--tracker", choices=list(TRACKERS), default="lucas-kanade")
+    parser.add_argument("--tracker", choices=list(TRACKERS), help="default: lucas-kanade")
     parser.add_argument("--tracks", nargs="+", type=Path, metavar="FILE",
                         help="of the videos, in place of --tracker, each "
-                        "(points, frames, 2): .npy, .pt, .safetensors")
-    parser.add_argument("--fps", type=float, default=8.0,
-                        help="frames a second that are taken of --reference (default: %(default)s)")
+                        f"(points, frames, 2), in pixels where the shorter side has {SIDE}: .npy, "
+                        f".pt, .safetensors")
+    parser.add_argument("--fps", type=float,
+                        help=f"frames a second that are taken of --reference (default: {FPS:g})")
     parser.add_argument("--device", default="cpu", help="default: %(default)s")
     parser.add_argument("--output", type=Path, metavar="FILE", help="the scores as JSON")
     args = parser.parse_args()
@@ -209,8 +219,10 @@ def parse() -> argparse.Namespace:
                             f"each")
     if twice := [video for video in args.videos if args.videos.count(video) > 1]:
         raise UserError(f"{twice[0]}: given twice; give each video once")
-    if args.tracks and args.reference is None:
-        raise UserError("--tracks: are held against those of --reference, which is not given")
+    for flag in ("--tracks", "--tracker", "--fps"):
+        if getattr(args, flag.strip("-")) is not None and args.reference is None:
+            raise UserError(f"{flag}: goes with --reference, which is not given")
+    args.tracker, args.fps = args.tracker or "lucas-kanade", FPS if args.fps is None else args.fps
     if args.images and args.definition == "loveu":
         raise UserError("--images: LOVEU has no score against images; leave out --images or "
                         "--definition loveu")
@@ -218,6 +230,14 @@ def parse() -> argparse.Namespace:
         raise UserError(f"--fps {args.fps:g}: must be above 0, at most {MOST_FPS}")
     device_named(args.device)
     return args
+
+
+def trackers(args: argparse.Namespace) -> dict[str, str] | None:
+    """What followed the points, in the videos and in the reference."""
+    if args.reference is None:
+        return None
+    return {"videos": "file" if args.tracks else args.tracker,
+            "reference": "file" if args.reference.suffix in ENDINGS else args.tracker}
 
 
 def main() -> None:
@@ -245,8 +265,7 @@ def main() -> None:
     print(table(rows))
     if args.output is not None:
         write_json({"clip": args.clip.name, "definition": args.definition,
-                    "tracker": "file" if args.tracks else args.tracker, "videos": rows},
-                   args.output)
+                    "tracker": trackers(args), "videos": rows}, args.output)
 
 
 if __name__ == "__main__":

@@ -32,7 +32,7 @@ from ..media.clips import contact_sheet, to_images, write_frames
 from ..model.model import Model
 from ..run.options import chosen_settings, open_model
 from ..sampling import sample_video
-from .cache import Cache, open_cache, write_result
+from .cache import Cache, intact, open_cache, write_result
 from .clip import Embedder, clip_fingerprint, load_clip
 from .figures import draw_grid, draw_heat_map
 from .flags import SAMPLED, add_shared_flags, check_shared
@@ -179,8 +179,9 @@ def draw(result: dict, folders: Sequence[Path], output: Path) -> None:
                       ["i", f"{first} and i"], f"{result['kind']}: gain in {score} over no probe, "
                       f"{len(folders)} pairs", output / f"{picture}-heat-{slug}.png")
     for k, (((p, star), _), folder) in enumerate(zip(result["pairs"][:GRIDS], folders)):
-        draw_grid(folder / "clips.png", names, f"p: {p}; p*: {star}",
-                  output / f"{picture}-grid-{k}.png")
+        with intact(folder):
+            draw_grid(folder / "clips.png", names, f"p: {p}; p*: {star}",
+                      output / f"{picture}-grid-{k}.png")
 
 
 def main() -> None:
@@ -203,7 +204,10 @@ def main() -> None:
     folders = shared(jobs, f"{args.kind} pairs")
     if folders is None:
         return
-    scores = [read_json(folder / "scores.json") for folder in folders]
+    scores = []
+    for folder in folders:
+        with intact(folder):
+            scores.append(read_json(folder / "scores.json"))
     result = {"name": f"probe-{args.kind}", "seed": args.seed, "kind": args.kind, "first": first,
               "made of": cache.told | settings, "scored with": judged,
               "pairs": list(zip(pairs, scores))}

@@ -29,7 +29,7 @@ TITLES = {      # name of a result -> its title, in the order of the page
     "student": "Test-time training: what it does to its student"}
 
 # In all seeds of a result.
-SAME = ("rows", "metrics", "first", "correlations", "made of", "scored with")
+SAME = ("rows", "metrics", "first", "made of", "scored with")
 
 
 def copy(made: Path, kept: Path) -> None:
@@ -75,9 +75,11 @@ def read_results(kept: Path) -> dict[str, tuple[dict, list[dict]]]:
     if not found:
         raise UserError(f"{kept}: no results there; make some, for example with "
                         f"python -m customttt.paper.probe subject")
-    for result, _ in found.values():
+    for result, runs in found.values():
         if "pairs" in result:
             result["pairs"] = once(result["pairs"])
+        if "correlations" in result and len(runs) > 1:
+            result["correlations"] = tables.correlations(result)
     return found
 
 
@@ -109,11 +111,14 @@ def section(title: str, result: dict, runs: list[dict], kept: Path) -> list[str]
 
 def main() -> None:
     parser = command_parser(__doc__)
-    parser.add_argument("--made", type=Path, default=OUTPUT, metavar="FOLDER")
+    parser.add_argument("--made", type=Path, metavar="FOLDER",
+                        help=f"default: {OUTPUT}, if it is there")
     parser.add_argument("--kept", type=Path, default=KEPT, metavar="FOLDER")
     args = parser.parse_args()
     kept = Path(os.path.abspath(args.kept))     # "." has a name, too
-    copy(args.made, kept)
+    if args.made is not None and not args.made.is_dir():
+        raise UserError(f"--made {args.made}: no such folder")
+    copy(args.made or OUTPUT, kept)
     found = read_results(kept)
     lines = ["# Results", "", "Made by `python -m customttt.paper.results` from the files beside "
              "it, each by the command above its table.", ""]

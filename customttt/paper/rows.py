@@ -30,7 +30,7 @@ from ..run.data import fingerprint
 from ..run.options import chosen_settings, open_model
 from ..sampling import sample_video
 from ..stages import STAGES
-from .cache import Cache, files_of, intact, values_of
+from .cache import Cache, files_of, intact, parsed, values_of
 from .clip import clip_fingerprint, load_clip
 from .dreamvideo import WORD, load_dreamvideo, sample_dreamvideo
 from .flags import SAMPLED
@@ -57,6 +57,11 @@ class Group:
     def content(self) -> str:
         return fingerprint([*files_of(self.images), *files_of(self.video)])
 
+    @property
+    def words(self) -> re.Pattern:
+        """The subject's words in a prompt, with the article before them."""
+        return re.compile(rf"(?<!\w)(?:(?i:an?|the) )?{re.escape(self.subject)}(?!\w)")
+
     def subject_images(self) -> list[Image.Image]:
         return [open_image(file) for file in find_files([self.images], IMAGE_ENDINGS, "image")]
 
@@ -73,6 +78,14 @@ class Row:
     ttt: tuple[str, ...] | None = None          # its flags; None: joined as they are
     scales: tuple[float, float] = (1.0, 1.0)    # of the subject's and the motion's LoRA
     clip: Callable[[Group, str, int], Tensor] | None = None     # of a prompt and a seed, instead
+
+
+def check_flags(row: Row) -> None:
+    """Its stages know its flags, or the program ends: now, and not after hours."""
+    for stages, flags in ((row.subject, row.subject_flags), (row.motion, row.motion_flags),
+                          (("ttt",), row.ttt or ())):
+        for name in stages:
+            parsed((STAGES | COMPARED)[name], flags)
 
 
 class Unit(NamedTuple):
@@ -152,7 +165,7 @@ class Bench(NamedTuple):
         if "dreamvideo-word" in files:
             load_dreamvideo(model, *files.values())
             guide = load_clip(self.args.clip, model.device).embed_images(group.subject_images()[:1])
-            worded = re.sub(rf"\b{re.escape(group.subject)}\b", f"a {WORD}", unit.prompt)
+            worded = group.words.sub(f"a {WORD}", unit.prompt)
             return sample_dreamvideo(model, worded, guide, **arguments)
         scales = (*row.scales[:1] * len(row.subject), *row.scales[1:] * len(row.motion))
         for file, scale in zip(files.values(), scales):

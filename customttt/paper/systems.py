@@ -18,7 +18,7 @@ Trainable parameters at Stable Diffusion 1.5's size, rank 32, spatial and tempor
 DiffDirector and MotionDirector share one step, the dual path. Here they differ in what the spatial
 LoRA is put on: DiffDirector has every Linear of a spatial transformer and its two 1x1 convolutions,
 MotionDirector neither the convolutions nor the cross-attention; and in their learning rates and
-Lion's betas (DiffDirector has AMD's, the others the recipe's, which for images are longer at tiny
+Lion's betas (DiffDirector has its own, the others the recipe's, which for images are longer at tiny
 size).
 Legend: z clean latents (b 4 f h w), c text embeddings (b n d), eps noise, t timesteps (b,).
 """
@@ -100,7 +100,7 @@ def dual_path_step(unet: UNet, z: Tensor, c: Tensor, settings: dict, draw: Draws
       L_temporal = the loss of stage (b), both LoRAs on; it trains the temporal one alone
 
     Both paths see one noise and one timestep. With probability `switch_off` the spatial LoRA is off
-    and not trained in a step. Motion modules are out of the spatial path, as in AMD, which
+    and not trained in a step. Motion modules are out of the spatial path, as in that code, which
     returns the input of a motion module that gets one frame.
     """
     i = draw.some(len(z), 1)
@@ -153,8 +153,8 @@ SWITCH_OFF = {"switch_off": Setting(0.2, "MotionDirector_train.py", "chance of n
 TINY_SPATIAL_RATE = {"spatial_learning_rate": Setting(
     recipes.SPATIAL.tiny["learning_rate"].value, "tiny: of --stage spatial")}
 
-DD = placed(True, True, "AMD: every Linear and convolution of Transformer3DModel") | {
-    "betas": Setting((0.9, 0.999), "AMD: train.py", "of Lion", zero=True, below=1)}
+DD = placed(True, True, "its lora.py: every Linear and convolution of Transformer3DModel") | {
+    "betas": Setting((0.9, 0.999), "its train.py", "of Lion", zero=True, below=1)}
 DIFFDIRECTOR_SPATIAL = replace(
     renamed(SPATIAL, "diffdirector-spatial", changed(recipes.SPATIAL, DD)), prepare=prepare_images)
 DIFFDIRECTOR = DualPath(
@@ -162,7 +162,7 @@ DIFFDIRECTOR = DualPath(
         recipes.TEMPORAL, DD | SWITCH_OFF | {
             "temporal_layers": EVERY_TEMPORAL,
             "spatial_learning_rate": Setting(
-                1e-5, "AMD: training.yaml, 1e-4 / 10 for Lion", "of the spatial LoRA")},
+                1e-5, "its training.yaml: 1e-4 / 10 for Lion", "of the spatial LoRA")},
         TINY_SPATIAL_RATE),
     add_data_flags, prepare_video, dual_path_step, trained=("spatial", "temporal"),
     rows=(("temporal",), ("spatial", "temporal")))

@@ -17,18 +17,19 @@ paper's figures and written, with all scores (table-4-seed-0.json). Another --se
 """
 
 import argparse
-import re
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
+
+import torch
 
 from ..errors import UserError, command_parser, run_command
 from ..files.reading import read_json
 from .cache import open_cache, write_result
 from .flags import add_shared_flags, check_shared
-from .intervals import interval, markdown, shown
+from .intervals import bootstrap, interval, markdown, pearson, shown, spearman
 from .ranks import shared, start_ranks
-from .rows import Bench, Group, Row, Scorer, Unit, paper_scorer, told_of
+from .rows import Bench, Group, Row, Scorer, Unit, check_flags, paper_scorer, told_of
 from .systems import SYSTEMS
 from .tracks import TRACKERS, check_tracker
 
@@ -58,6 +59,7 @@ DIFFERENCES = {1: [*((name, BASE) for name in (*SYSTEMS, OURS)),
                3: [(TABLES[3][3].name, row.name) for row in TABLES[3][:3]],
                4: [("5 reference steps", name) for name in (AS_THEY_ARE, "10 reference steps")]}
 METRICS = ("CLIP-T", "CLIP-I", "consistency", "motion fidelity")
+TRUTHS = ("true identity", "true motion")       # of the tiny world
 PAPER = {       # the supplement's figures, in the order of METRICS
     "table-1": {"Full LoRA": (.294, .687, .977, .746), "DreamVideo": (.271, .681, .969, .563),
                 "MotionDirector": (.269, .690, .965, .649),
@@ -86,7 +88,7 @@ def read_protocol(path: Path) -> list[Group]:
             raise UserError(f"--protocol {path}: the motion \"{group.motion}\" does not say "
                             f"\"... is ...\"")
         for prompt in group.prompts:
-            if not re.search(rf"\b{re.escape(group.subject)}\b", prompt):
+            if not group.words.search(prompt):
                 raise UserError(f"--protocol {path}: the prompt \"{prompt}\" does not have the "
                                 f"subject's words, \"{group.subject}\"")
     if len({group.name for group in groups}) < len(groups):
@@ -157,6 +159,20 @@ def unfollowed_text(result: dict) -> str:
             + ".")
 
 
+def correlations(result: dict) -> dict:
+    """Of scores whose truth is known: {metric: {truth: {"Pearson": [r, low, high], "Spearman":
+    ...}}}."""
+    columns = dict(zip(result["metrics"], torch.tensor([clip[3] for clip in result["clips"]]).T))
+    groups = [group for _, group, _, _ in result["clips"]]
+    found = {}
+    for metric, column in columns.items():
+        if metric in (*METRICS, "motion fidelity (published)", "CLIP-T (truth)"):
+            found[metric] = {name: {kind: [round(each, 3) for each in bootstrap(
+                of, column, columns[name], groups)] for kind, of in (
+                    ("Pearson", pearson), ("Spearman", spearman))} for name in TRUTHS}
+    return found
+
+
 def correlation_text(result: dict) -> str:
     """What customttt.tiny.study.metrics found: each metric with each truth."""
     found = result["correlations"]
@@ -169,7 +185,7 @@ def correlation_text(result: dict) -> str:
 
 def verdicts(result: dict) -> list[str]:
     """One sentence for each difference that the paper has: does this result have it too? If the
-    interval holds both signs: how many groups like these would decide it."""
+    interval holds 0 and the paper's difference: how many groups like these would decide it."""
     found = []
     for a, b in result["differences"]:
         for metric in METRICS:
@@ -201,6 +217,8 @@ def make(args: argparse.Namespace, name: str, units: Sequence[Unit], scorers: Se
     in the first process. `module`: whose command this is; `more`: further entries, made of it."""
     bench = Bench(args, open_cache(args), tuple(scorers))
     units = [unit for unit in units if args.prompts is None or unit.k < args.prompts]
+    for row in dict.fromkeys(unit.row for unit in units):
+        check_flags(row)
     start_ranks(args.device)
     scored = shared([partial(bench.scores, unit) for unit in units], name)
     if scored is None:

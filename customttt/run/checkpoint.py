@@ -74,17 +74,20 @@ class State:
             if stored.shape != parameter.shape or not stored.isfinite().all():
                 raise ValueError(f"{key} is not as it was saved")
             parameter.copy_(stored)
-        self.run.optimizer.load_state_dict(content["optimizer"])
-        for parameter, state in self.run.optimizer.state.items():
-            # AdamW counts its steps, too
-            if any(each.shape != parameter.shape for key, each in state.items() if key != "step"):
-                raise ValueError("the optimizer's state is not as it was saved")
+        optimizer = self.run.optimizer      # its rates are this run's
+        groups = optimizer.state_dict()["param_groups"]
+        optimizer.load_state_dict(content["optimizer"] | {"param_groups": groups})
+        for parameter, state in optimizer.state.items():
+            for key, each in state.items():     # "step" is AdamW's, one number
+                if (each.shape != (() if key == "step" else parameter.shape)
+                        or not each.isfinite().all() or key == "step" and each < 0):
+                    raise ValueError("the optimizer's state is not as it was saved")
         self.scaler.load_state_dict(content["scaler"])
         self.draws.set_state(content["draws"])
         torch.set_rng_state(content["cpu"])
         if self.device.type == "cuda":
             torch.cuda.set_rng_state(content["cuda"], self.device)
-        self.step, self.skipped = content["step"], int(content["skipped"])
+        self.step, self.skipped = int(content["step"]), int(content["skipped"])
 
 
 def read_checkpoint(path: Path) -> dict:

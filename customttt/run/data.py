@@ -129,6 +129,9 @@ def put_fresh_lora(model: Model, settings: dict, kind: str) -> dict:
 def prepare_ttt(model: Model, settings: dict, args: Namespace) -> Job:
     """The LoRAs of (a) and (b) twice: as the teachers, and as the student that they guide."""
     require_motion(model)
+    if settings["reference_timestep"] == "next" and args.least_timestep is not None:
+        raise UserError("--least-timestep: does nothing with --reference-timestep next; leave it "
+                        "out")
     metadata, above = {}, []
     for kind, given in (("spatial", args.spatial), ("temporal", args.temporal)):
         file = find_lora(given, f"--{kind}", f"run --stage {kind} first")

@@ -37,7 +37,7 @@ class Run:
     optimizer: Optimizer        # of the parameters
     step: Callable[[Draws, Callable[[Tensor], None]], None]     # draws, backward: one step
     save: Callable[[Path, dict], None]              # writes what is trained, with metadata
-    draw_sheet: Callable[[Path], None]              # writes samples of what it does by now
+    write_sheet: Callable[[Path], None]             # writes samples of what it does by now
     settings: dict              # the recipe, as it is used
     metadata: dict              # of the files; "kind" says what is trained
     precision: str              # "fp32", "bf16" or "fp16"
@@ -56,7 +56,7 @@ def fit(run: Run, resume: bool) -> bool:
     if resume:
         state.load()
         if sheet_is_due(run, state.step):       # a kill may have come before it
-            _draw(run, state.step, device)
+            _write_sheet(run, state.step, device)
     else:
         checkpoint.start_afresh(run.folder)
 
@@ -87,7 +87,7 @@ def fit(run: Run, resume: bool) -> bool:
                 state.save()
                 saved = state.step
             if sheet_is_due(run, state.step):
-                _draw(run, state.step, device)
+                _write_sheet(run, state.step, device)
         if saved != state.step:     # Ctrl-C
             state.save()
     if state.step == steps:
@@ -143,10 +143,10 @@ def sheet_is_due(run: Run, step: int) -> bool:
         step % run.sheet_every == 0 or step == run.settings["steps"])
 
 
-def _draw(run: Run, step: int, device: torch.device) -> None:
+def _write_sheet(run: Run, step: int, device: torch.device) -> None:
     run.module.eval()
     with torch.no_grad(), autocast(device, run.precision):
-        run.draw_sheet(run.folder / f"sheet-{step:06}.png")
+        run.write_sheet(run.folder / f"sheet-{step:06}.png")
     run.module.train()
 
 

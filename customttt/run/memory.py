@@ -8,6 +8,7 @@ import torch
 
 from ..errors import UserError
 from ..model.model import Model
+from .sheet import stride
 
 # Numbers held at the peak for each number of the first layer's features (of the VAE's, for each of
 # its widest): three quarters of what was measured at full size (docs/performance.md), so that
@@ -49,6 +50,8 @@ def estimate(model: Model, settings: dict, training: bool, checkpointing: bool) 
     weights = sum(p.numel() * p.element_size() for part in (model.unet, model.vae)
                   for p in part.parameters())
     frames = settings["frames"]
+    if training and unet.motion is None:        # a sheet of images
+        frames = len(range(0, frames, stride(frames)))
     features = (size / model.vae.factor) ** 2 * unet.channels[0] * model.dtype.itemsize
     drawn = 2 * frames * features * SAMPLING        # with and without the prompt
     pictures = settings.get("batch_size", frames)

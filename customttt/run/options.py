@@ -25,7 +25,7 @@ def add_model_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--motion-module", metavar="FILE",
                         help="AnimateDiff motion module (default: M/motion_adapter)")
     parser.add_argument("--motion-version", type=int, choices=[1, 2, 3],
-                        help="of a motion module that does not tell (default: 1)")
+                        help="of the motion module (default: as it tells; 1 if it does not)")
     parser.add_argument("--vae", metavar="FILE_OR_FOLDER", help="in place of the model's own VAE")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu",
                         help="cpu, cuda, cuda:1, ... (default: %(default)s)")

@@ -1,5 +1,5 @@
-"""The contact sheet of a run: a row of samples for each of some sets of LoRAs; and as an animation,
-the rows side by side."""
+"""The contact sheet of a run: a row of samples for each combination of LoRAs that the stage shows;
+and as an animation, the rows side by side."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -18,7 +18,7 @@ from ..sampling import decode_frames, initial_noise
 COLUMNS = 8
 
 
-def sheet_drawer(model: Model, prompt: str, settings: dict, seed: int,
+def sheet_writer(model: Model, prompt: str, settings: dict, seed: int,
                  rows: Sequence[tuple[str, ...]], above: Sequence[Tensor],
                  motion: bool) -> Callable[[Path], None]:
     """A function that writes the sheet: `above` (uint8 (f H W 3), what was learned from), then the
@@ -34,7 +34,7 @@ def sheet_drawer(model: Model, prompt: str, settings: dict, seed: int,
     least, most = FPS_RANGE[".gif"]
     fps = min(max(settings.get("fps", SAMPLING.full["fps"].value), least), most)
 
-    def draw(path: Path) -> None:
+    def write(path: Path) -> None:
         clips = [clip for clip in above if clip.shape[1] == settings["size"]]
         for names in rows:
             with lora_on(model.unet, *names):
@@ -44,7 +44,7 @@ def sheet_drawer(model: Model, prompt: str, settings: dict, seed: int,
         write_frames(contact_sheet([clip[::stride(len(clip))] for clip in clips]), path)
         if motion:
             write_frames(side_by_side(clips, settings["frames"]), path.with_suffix(".gif"), fps)
-    return draw
+    return write
 
 
 def stride(frames: int) -> int:

@@ -28,16 +28,16 @@ class Job:
 
 @dataclass(frozen=True)
 class Stage:
-    """A training method. A further one is one more of these, in a file of its own; one that trains
-    other modules than LoRA is a subclass with its own `parameters` and `save`."""
+    """A training method. A further one is one more of these, in a file of its own; what it has that
+    others have not (other modules than LoRA, several rates, another optimizer) is a subclass."""
 
     name: str                               # of --stage
     kind: str                               # what its LoRA file says it holds
     recipe: Recipe
-    add_flags: Callable[[ArgumentParser], None]         # beside the recipe's
+    add_flags: Callable[[ArgumentParser], None]         # those beside the recipe's
     prepare: Callable[[Model, dict, Namespace], Job]    # puts what is trained on the model
     step: Callable[..., object]             # (unet, *job.inputs, settings, draw, backward)
-    trained: tuple[str, ...]                # LoRAs
+    trained: tuple[str, ...]                # names of the LoRAs
     rows: tuple[tuple[str, ...], ...]       # of its contact sheet: the LoRAs that are on in each
     motion: bool = True                     # False: motion modules are not loaded
     optimizer_class: ClassVar[type[Optimizer]] = Lion

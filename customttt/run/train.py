@@ -1,6 +1,7 @@
 """One stage, from its flags to its LoRA file: what train.py runs, and the paper's tables."""
 
 import argparse
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -9,30 +10,33 @@ import torch
 from ..draws import stream_seed
 from .loop import Run, fit
 from .options import add_model_flags, add_recipe_flags, chosen_settings, open_model
-from .sheet import sheet_drawer
+from .sheet import sheet_writer
 from .stage import Stage, train_only
 
 
-def train(stage: Stage, args: argparse.Namespace) -> bool:
-    """One stage, from its data to its LoRA file. Returns False if Ctrl-C came."""
+def train(stage: Stage, args: argparse.Namespace,
+          begins: Callable[[], None] = lambda: None) -> bool:
+    """One stage, from its data to its LoRA file. `begins` is called when nothing that the flags say
+    can be wrong any more. Returns False if Ctrl-C came."""
     model, precision = open_model(args, stage.motion)
     settings = chosen_settings(args, stage.recipe, model)
     base_weights = model.checksum()
     torch.manual_seed(stream_seed(args.seed, "lora"))
     job = stage.prepare(model, settings, args)
     model.unet.gradient_checkpointing = args.gradient_checkpointing
-    draw_sheet = sheet_drawer(model, job.prompt, settings, args.seed, stage.rows, job.above,
-                              stage.motion)
+    write_sheet = sheet_writer(model, job.prompt, settings, args.seed, stage.rows, job.above,
+                               stage.motion)
     model.text_encoder = model.vae.encoder = None       # their work is done: free the memory
 
     metadata = {"kind": stage.kind, "prompt": job.prompt, "base_model": model.name, "scale": 1,
                 "recipe": settings} | job.metadata
     parameters = stage.parameters(model)
     train_only(model.unet, parameters)
+    begins()
     finished = fit(Run(
         args.output, model.unet, parameters, stage.optimizer(parameters, settings),
         step=partial(stage.step, model.unet, *job.inputs, settings),
-        save=partial(stage.save, model), draw_sheet=draw_sheet, settings=settings,
+        save=partial(stage.save, model), write_sheet=write_sheet, settings=settings,
         metadata=metadata, precision=precision, seed=args.seed, base_weights=base_weights,
         checkpoint_every=args.checkpoint_every, sheet_every=args.sheet_every), args.resume)
     print(f"trained: {args.output / 'adapter.safetensors'}" if finished else

@@ -21,15 +21,11 @@ from torch import Tensor
 from ...errors import UserError, command_parser, run_command
 from ...media.clips import as_frames, as_pixels
 from ...paper import tables
-from ...paper.intervals import bootstrap, pearson, spearman
 from ...paper.rows import Group, Row, Unit
 from ..pretraining.parts import load_vae
 from .protocol import combination_of, write_protocol
 from .scores import other_motion, other_subject
 from .study import PROTOCOL, SAMPLED_ROWS, rendered, scorers, truth
-
-TRUTHS = ("true identity", "true motion")
-
 
 def backwards(group: Group, prompt: str, seed: int) -> Tensor:
     return truth(group, prompt, seed).flip(0)
@@ -64,19 +60,6 @@ def spread(model: Path) -> list[Row]:
             Row("after the VAE", clip=partial(after_vae, model))]
 
 
-def correlations(result: dict) -> dict:
-    """{"correlations": {metric: {truth: {"Pearson": [r, low, high], "Spearman": ...}}}}."""
-    columns = dict(zip(result["metrics"], torch.tensor([clip[3] for clip in result["clips"]]).T))
-    groups = [group for _, group, _, _ in result["clips"]]
-    found = {}
-    for metric, column in columns.items():
-        if metric in (*tables.METRICS, "motion fidelity (published)", "CLIP-T (truth)"):
-            found[metric] = {name: {kind: [round(each, 3) for each in bootstrap(
-                of, column, columns[name], groups)] for kind, of in (
-                    ("Pearson", pearson), ("Spearman", spearman))} for name in TRUTHS}
-    return {"correlations": found}
-
-
 def main() -> None:
     parser = command_parser(__doc__)
     parser.add_argument("--sampled", type=int, default=0, metavar="N",
@@ -90,7 +73,7 @@ def main() -> None:
     units = [*tables.units_of(spread(Path(args.model)), groups),
              *(Unit(row, group, 0) for group in groups[:args.sampled] for row in SAMPLED_ROWS)]
     result = tables.make(args, "metrics", units, scorers(args), [], "customttt.tiny.study.metrics",
-                         correlations)
+                         lambda result: {"correlations": tables.correlations(result)})
     if result is not None:
         print("\n" + tables.correlation_text(result))
 

@@ -24,9 +24,10 @@ from ..world.motions import HELD_OUT_MOTIONS
 from ..world.subjects import HELD_OUT_SUBJECTS, Subject
 from .scores import STILL, Combination, combinations
 
-# The tenth group has the first one's subject. None is among the first forty combinations, on which
-# settings are tried (search.py), but their subjects and motions are these, in other pairs.
-PAIRS = [*combinations(40, 9), *combinations(70, 1)]
+TRIED = 40      # combinations, the first, on which settings are tried (search.py)
+# The tenth group has the first one's subject. None is among those that are tried, but their
+# subjects and motions are these, in other pairs.
+PAIRS = [*combinations(TRIED, 9), *combinations(70, 1)]
 
 
 def dashed(name: str) -> str:

@@ -17,6 +17,7 @@ reports; then what each setting gains over the first (of ttt: over the two joine
 """
 
 import argparse
+import math
 import shlex
 from dataclasses import replace
 
@@ -24,7 +25,7 @@ from ...errors import UserError, command_parser, run_command
 from ...paper import tables
 from ...paper.rows import Group, Row
 from ...paper.systems import SYSTEMS
-from .protocol import write_group
+from .protocol import TRIED, write_group
 from .scores import combinations
 from .study import scorers
 
@@ -52,10 +53,13 @@ def rows_of(what: str, settings: list[str], spatial: str = "", temporal: str = "
                 for each in settings]
     if what == "joined":
         try:
-            return [replace(joined, name=f"scale {each}", scales=(float(each), 1.0))
-                    for each in settings]
+            scales = [float(each) for each in settings]
         except ValueError as error:
             raise UserError(f"settings {shlex.join(settings)}: scales are numbers") from error
+        if not all(map(math.isfinite, scales)):
+            raise UserError(f"settings {shlex.join(settings)}: scales are finite numbers")
+        return [replace(joined, name=f"scale {each}", scales=(scale, 1.0))
+                for each, scale in zip(settings, scales)]
     if what == "dreamvideo":
         subject, motion = (tuple(stage.name for stage in some) for some in SYSTEMS["DreamVideo"])
         return [Row(each.strip() or "as it is", subject, motion, words(each), joined.motion_flags)
@@ -74,6 +78,9 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 def groups_of(args: argparse.Namespace) -> list[Group]:
     """One a combination, of one prompt."""
+    if args.start < 0 or args.start + args.combinations > TRIED:
+        raise UserError(f"--start {args.start}, --combinations {args.combinations}: those that may "
+                        f"be tried are 0 to {TRIED - 1}; the study reports others")
     return [write_group(args.output / "tiny-search", [each])
             for each in combinations(args.start, args.combinations)]
 
