@@ -51,7 +51,8 @@ def place(tmp_path, model_folder, adapters) -> Path:
 def call(place, monkeypatch, capsys):
     """call("spatial", "--flag", ...) -> (exit code, what went to stderr); 0 is success."""
     def call(command: str, *flags) -> tuple[int, str]:
-        given = {"spatial": ["--data", place / "bear.png", "--prompt", "a bear", "--steps", "1"],
+        images = ["--data", place / "bear.png", "--prompt", "a bear", "--steps", "1"]
+        given = {"spatial": images, "dreamvideo-word": images,
                  "temporal": ["--data", place / "clip.mp4", "--prompt", "a bear is lifting",
                               "--steps", "1"],
                  "ttt": ["--spatial", place / "stages/spatial", "--temporal",
