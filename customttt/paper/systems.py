@@ -100,8 +100,8 @@ def dual_path_step(unet: UNet, z: Tensor, c: Tensor, settings: dict, draw: Draws
       L_temporal = the loss of stage (b), both LoRAs on; it trains the temporal one alone
 
     Both paths see one noise and one timestep. With probability `switch_off` the spatial LoRA is off
-    and not trained in a step. Motion modules are out of the spatial path, as in that code, which
-    returns the input of a motion module that gets one frame.
+    and not trained in a step. Motion modules are out of the spatial path: those of
+    AnimateDiff-MotionDirector return their input when they get one frame.
     """
     i = draw.some(len(z), 1)
     eps, t = draw.noise_like(z[i]), draw.timesteps(z[i], settings["least_timestep"])
@@ -153,8 +153,9 @@ SWITCH_OFF = {"switch_off": Setting(0.2, "MotionDirector_train.py", "chance of n
 TINY_SPATIAL_RATE = {"spatial_learning_rate": Setting(
     recipes.SPATIAL.tiny["learning_rate"].value, "tiny: of --stage spatial")}
 
-DD = placed(True, True, "its lora.py: every Linear and convolution of Transformer3DModel") | {
-    "betas": Setting((0.9, 0.999), "its train.py", "of Lion", zero=True, below=1)}
+DD = placed(True, True, "AnimateDiff-MotionDirector: all of Transformer3DModel") | {
+    "betas": Setting((0.9, 0.999), "AnimateDiff-MotionDirector: train.py", "of Lion", zero=True,
+                     below=1)}
 DIFFDIRECTOR_SPATIAL = replace(
     renamed(SPATIAL, "diffdirector-spatial", changed(recipes.SPATIAL, DD)), prepare=prepare_images)
 DIFFDIRECTOR = DualPath(
@@ -162,7 +163,7 @@ DIFFDIRECTOR = DualPath(
         recipes.TEMPORAL, DD | SWITCH_OFF | {
             "temporal_layers": EVERY_TEMPORAL,
             "spatial_learning_rate": Setting(
-                1e-5, "its training.yaml: 1e-4 / 10 for Lion", "of the spatial LoRA")},
+                1e-5, "AnimateDiff-MotionDirector: 1e-4 / 10 for Lion", "of the spatial LoRA")},
         TINY_SPATIAL_RATE),
     add_data_flags, prepare_video, dual_path_step, trained=("spatial", "temporal"),
     rows=(("temporal",), ("spatial", "temporal")))
