@@ -62,14 +62,16 @@ def main() -> None:
         if chosen is None:
             args.resume &= (args.output / CHECKPOINT).exists()
         runs.append((stage, args))
+
+    def forget() -> None:       # finished runs of later stages, else a later --resume finds them
+        for _, args in runs[1:]:
+            if not args.resume:
+                (args.output / CHECKPOINT).unlink(missing_ok=True)
+
     with contextlib.ExitStack() as held:
         for stage, args in runs:        # the last folder, too, before the first stage trains
             held.enter_context(locked(args.output))
             check_folder(args.output, stage.kind, args.resume)
-        def forget() -> None:           # else a later --resume would find them
-            for _, args in runs[1:]:
-                if not args.resume:
-                    (args.output / CHECKPOINT).unlink(missing_ok=True)
         for stage, args in runs:
             if chosen is None:
                 print(f"\nstage {stage.name}")

@@ -57,8 +57,8 @@ def decode_frames(model: Model, latents: Tensor) -> Tensor:
 
 
 def sample_video(model: Model, prompt: str | Sequence[str], **arguments) -> Tensor:
-    """The arguments of `sample_latents` -> the sampled clip, uint8 (f H W 3). Raises UserError if it
-    is not finite."""
+    """The arguments of `sample_latents` -> the sampled clip, uint8 (f H W 3). Raises UserError for
+    one that is not finite."""
     *_, z = sample_latents(model, prompt, **arguments)
     check_finite(z)
     return decode_frames(model, z)

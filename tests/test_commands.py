@@ -197,6 +197,7 @@ def test_without_a_stage_all_run_in_turn(monkeypatch, tmp_path, capsys):
 
     ran = []
     monkeypatch.chdir(tmp_path)
+
     def stops_in_the_second(stage, args, begins):
         ran.append((stage.name, str(args.output), args.resume))
         begins()

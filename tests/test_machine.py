@@ -317,10 +317,13 @@ def test_the_optimizer_of_a_checkpoint_is_finite_and_has_this_runs_rates(call, p
     content = torch.load(path, weights_only=True)
     moments = content["optimizer"]["state"][0]
     for key, value in moments.items():
-        for spoilt in (value * float("nan"), torch.ones(3, 3, 3), *(-value,) * (key == "step")):
+        below_0 = [-value - 1] * (key in ("step", "exp_avg_sq"))
+        for spoilt in (value * float("nan"), torch.ones(3, 3, 3), *below_0):
             torch.save(content | {"optimizer": content["optimizer"] | {
                 "state": content["optimizer"]["state"] | {0: moments | {key: spoilt}}}}, path)
             assert_refused(call(stage, "--resume", "--steps", "2"), "checkpoint.pt", "as it was")
+    torch.save(content | {"optimizer": content["optimizer"] | {"state": {}}}, path)
+    assert_refused(call(stage, "--resume", "--steps", "2"), "checkpoint.pt", "as it was")
     [group] = content["optimizer"]["param_groups"]
     results = []
     for lr in (group["lr"], 5.0):       # what the file says counts for nothing

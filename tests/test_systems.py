@@ -352,7 +352,10 @@ def test_the_identity_adapter_learns_with_the_word(model, tmp_path):
 @pytest.mark.parametrize("stage", [systems.DIFFDIRECTOR, systems.MOTIONDIRECTOR])
 def test_the_two_paths_have_their_own_rates(stage):
     spatial, temporal = nn.Parameter(torch.ones(1)), nn.Parameter(torch.ones(1))
-    groups = stage.groups({"a.spatial.up.weight": spatial, "b.temporal.up.weight": temporal},
-                          {"learning_rate": 2, "spatial_learning_rate": 3})
+    optimizer = stage.optimizer(
+        {"a.spatial.up.weight": spatial, "b.temporal.up.weight": temporal},
+        {name: setting.value for name, setting in stage.recipe.full.items()} | {
+            "learning_rate": 2, "spatial_learning_rate": 3})
+    groups = optimizer.param_groups
     assert [([id(p) for p in each["params"]], each["lr"]) for each in groups] == [
         ([id(temporal)], 2), ([id(spatial)], 3)]

@@ -424,13 +424,13 @@ def test_a_clip_without_tracks_has_no_motion_fidelity(protocol, model_folder, mo
     [group] = tables.read_protocol(protocol)
     unit = rows.Unit(rows.Row("base", (), ()), group, 0)
     args = run_train.argparse.Namespace(clip=model_folder / "clip", device="cpu",
-                                        tracker="lucas-kanade")
+                                        tracker="lucas-kanade", frames=2)
     scorer = rows.paper_scorer(args)
     monkeypatch.setitem(rows.TRACKERS, "lucas-kanade", lambda frames: torch.zeros(0, 2, 2))
     monkeypatch.setattr(rows, "reference_tracks", lambda *_: torch.zeros(0, 2, 2))
     clip = torch.randint(256, (2, 64, 64, 3), dtype=torch.uint8)
     with pytest.raises(UserError, match="motion.mp4: no point can be followed through it"):
-        scorer.score(clip, unit, {})
+        scorer.check(group)
     monkeypatch.setattr(rows, "reference_tracks", lambda *_: torch.zeros(1, 2, 2))
     scores = scorer.score(clip, unit, {})
     assert scores["motion fidelity"] == 0 and set(tables.METRICS) <= scores.keys()

@@ -106,6 +106,7 @@ class Scorer(NamedTuple):
     name: str
     told: dict      # what makes a difference in them, beside the clip
     score: Callable[[Tensor, Unit, dict[str, Path]], dict[str, float]]
+    check: Callable[[Group], None] = lambda group: None     # before any work, what a group gives
 
 
 class Bench(NamedTuple):
@@ -151,9 +152,15 @@ class Bench(NamedTuple):
             files = loras if row.ttt is None else {"ttt": loras["ttt"]}
             told |= {"loras": [file.parent.name for file in files.values()], "scales": row.scales,
                      "recipe": values_of(SAMPLED, self.args)}
-            clip = partial(self.sample, unit, files, seed)
+            clip = partial(self.sampled, unit, files, seed)
         return self.cache.made("clips/clip", told,
                                lambda folder: write_frames(clip(), folder / "clip.png"))
+
+    def sampled(self, unit: Unit, files: dict[str, Path], seed: int) -> Tensor:
+        try:
+            return self.sample(unit, files, seed)
+        except UserError as error:
+            raise UserError(f"{unit.row.name}, {unit.group.name}: {error}") from error
 
     def sample(self, unit: Unit, files: dict[str, Path], seed: int) -> Tensor:
         """uint8 (f H W 3)."""
@@ -214,11 +221,14 @@ def paper_scorer(args: argparse.Namespace) -> Scorer:
         frames = to_images(clip)
         scores = clip_scores(embedder, frames, unit.prompt, unit.group.subject_images())
         reference = reference_tracks(unit.group.video, len(frames), FPS, args.tracker)
-        if not len(reference):
-            raise UserError(f"{unit.group.video}: no point can be followed through it; take "
-                            f"another video")
         tracks = TRACKERS[args.tracker](frames)
         return scores | (fidelity_scores(tracks, reference) if len(tracks) else
                          dict.fromkeys(("motion fidelity", "motion fidelity (published)"), 0.0))
+
+    def check(group: Group) -> None:
+        frames = args.frames or SAMPLED.full["frames"].value
+        if not len(reference_tracks(group.video, frames, FPS, args.tracker)):
+            raise UserError(f"{group.video}: no point can be followed through it; take another "
+                            f"video")
     told = {"judge": clip_fingerprint(args.clip), "tracker": args.tracker}
-    return Scorer("paper", told, score)
+    return Scorer("paper", told, score, check)

@@ -219,6 +219,9 @@ def make(args: argparse.Namespace, name: str, units: Sequence[Unit], scorers: Se
     units = [unit for unit in units if args.prompts is None or unit.k < args.prompts]
     for row in dict.fromkeys(unit.row for unit in units):
         check_flags(row)
+    for group in dict.fromkeys(unit.group for unit in units):
+        for scorer in scorers:
+            scorer.check(group)
     start_ranks(args.device)
     scored = shared([partial(bench.scores, unit) for unit in units], name)
     if scored is None:

@@ -28,6 +28,7 @@ class State:
         """What a resumed run must share with the one before it (but for the steps)."""
         return self.run.metadata | self.run.settings | {
             "seed": self.run.seed, "precision": self.run.precision,
+            "optimizer": type(self.run.optimizer).__name__,
             "device": self.device.type, "base_weights": self.run.base_weights}
 
     def save(self) -> None:
@@ -77,11 +78,11 @@ class State:
         optimizer = self.run.optimizer      # its rates are this run's
         groups = optimizer.state_dict()["param_groups"]
         optimizer.load_state_dict(content["optimizer"] | {"param_groups": groups})
-        for parameter, state in optimizer.state.items():
-            for key, each in state.items():     # "step" is AdamW's, one number
-                if (each.shape != (() if key == "step" else parameter.shape)
-                        or not each.isfinite().all() or key == "step" and each < 0):
-                    raise ValueError("the optimizer's state is not as it was saved")
+        good = [each.shape == (() if key == "step" else parameter.shape) and each.isfinite().all()
+                and not (key in ("step", "exp_avg_sq") and (each < 0).any())    # AdamW's
+                for parameter, state in optimizer.state.items() for key, each in state.items()]
+        if not all(good) or content["step"] and not good:
+            raise ValueError("the optimizer's state is not as it was saved")
         self.scaler.load_state_dict(content["scaler"])
         self.draws.set_state(content["draws"])
         torch.set_rng_state(content["cpu"])

@@ -16,8 +16,8 @@ from .stage import Stage, train_only
 
 def train(stage: Stage, args: argparse.Namespace,
           begins: Callable[[], None] = lambda: None) -> bool:
-    """One stage, from its data to its LoRA file. `begins` is called when nothing that the flags say
-    can be wrong any more. Returns False if Ctrl-C came."""
+    """One stage, from its data to its LoRA file. `begins` is called when nothing can be wrong any
+    more with this stage's flags. Returns False if Ctrl-C came."""
     model, precision = open_model(args, stage.motion)
     settings = chosen_settings(args, stage.recipe, model)
     base_weights = model.checksum()

@@ -119,8 +119,9 @@ def a_run(folder: Path) -> loop.Run:
     add_lora(unet, "spatial", (2,), rank=2)
     parameters = {n: p for n, p in unet.named_parameters() if ".loras." in n}
     optimizer = Lion(parameters.values(), 1e-4)
-    return loop.Run(folder, unet, parameters, optimizer, None, lambda path, told: save_lora(unet, path, told),
-                    None, {"steps": 4, "learning_rate": 1e-4, "betas": (0.9, 0.99)},
+    return loop.Run(folder, unet, parameters, optimizer, None,
+                    lambda path, told: save_lora(unet, path, told), None,
+                    {"steps": 4, "learning_rate": 1e-4, "betas": (0.9, 0.99)},
                     {"kind": "spatial"}, "fp32", 0, "none", 1, 0)
 
 

@@ -27,6 +27,7 @@ from .protocol import combination_of, write_protocol
 from .scores import other_motion, other_subject
 from .study import PROTOCOL, SAMPLED_ROWS, rendered, scorers, truth
 
+
 def backwards(group: Group, prompt: str, seed: int) -> Tensor:
     return truth(group, prompt, seed).flip(0)
 
