@@ -219,14 +219,13 @@ def parse() -> argparse.Namespace:
                             f"each")
     if twice := [video for video in args.videos if args.videos.count(video) > 1]:
         raise UserError(f"{twice[0]}: given twice; give each video once")
-    for flag in ("--tracks", "--tracker", "--fps"):
-        if getattr(args, flag.strip("-")) is not None and args.reference is None:
-            raise UserError(f"{flag}: goes with --reference, which is not given")
-    tracks_given = args.reference is not None and args.reference.suffix in ENDINGS
-    if tracks_given and args.fps is not None:
-        raise UserError("--fps: is of a --reference that is a video; leave it out")
-    if tracks_given and args.tracks and args.tracker is not None:
-        raise UserError("--tracker: nothing is tracked, since all tracks are given; leave it out")
+    video = args.reference is not None and args.reference.suffix not in ENDINGS
+    for flag, given, used in (("--tracks", args.tracks, True),
+                              ("--tracker", args.tracker, video or not args.tracks),
+                              ("--fps", args.fps, video)):
+        if given is not None and (args.reference is None or not used):
+            without = "--reference" if args.reference is None else "a video to track"
+            raise UserError(f"{flag}: does nothing without {without}; leave it out")
     args.tracker, args.fps = args.tracker or "lucas-kanade", FPS if args.fps is None else args.fps
     if args.images and args.definition == "loveu":
         raise UserError("--images: LOVEU has no score against images; leave out --images or "

@@ -157,6 +157,7 @@ class Bench(NamedTuple):
                                lambda folder: write_frames(clip(), folder / "clip.png"))
 
     def sampled(self, unit: Unit, files: dict[str, Path], seed: int) -> Tensor:
+        """As `sample` does it; what goes wrong names the row and the group."""
         try:
             return self.sample(unit, files, seed)
         except UserError as error:
