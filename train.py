@@ -12,7 +12,7 @@ with its source by `python train.py --stage STAGE --help`.
 import argparse
 import contextlib
 
-from customttt.errors import UserError, command_parser, run_command
+from customttt.errors import UserError, command_parser, flag, run_command
 from customttt.paper.systems import COMPARED
 from customttt.run.checkpoint import CHECKPOINT, check_folder
 from customttt.run.data import OUTPUT
@@ -40,9 +40,9 @@ def parse(stage: Stage | None) -> argparse.Namespace:
                         if stage is None else
                         f"{unknown[0]}: not a flag of --stage {stage.name}; leave it out, or see "
                         f"python train.py --stage {stage.name} --help")
-    for flag, least in (("checkpoint_every", 1), ("sheet_every", 0)):
-        if getattr(args, flag) < least:
-            raise UserError(f"--{flag.replace('_', '-')}: must be at least {least}")
+    for name, least in (("checkpoint_every", 1), ("sheet_every", 0)):
+        if getattr(args, name) < least:
+            raise UserError(f"{flag(name)}: must be at least {least}")
     return args
 
 

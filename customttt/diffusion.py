@@ -34,7 +34,8 @@ def add_noise(z: Tensor, eps: Tensor, t: Tensor, t_from: int = -1) -> Tensor:
 
 
 def ddim_timesteps(steps: int) -> list[int]:
-    """`steps` timesteps, largest first: 25 -> 961, 921, ..., 1 (spacing "leading", offset 1)."""
+    """`steps` timesteps, largest first: 25 -> 961, 921, ..., 1 (spacing "leading", offset 1).
+    Raises ValueError for steps outside 1 to 999."""
     if not 1 <= steps < TIMESTEPS:
         raise ValueError(f"steps: 1 to {TIMESTEPS - 1}; got {steps}")
     return [k * (TIMESTEPS // steps) + 1 for k in reversed(range(steps))]

@@ -101,7 +101,8 @@ def add_lora(unet: UNet, kind: str, layers: Sequence[int], rank: int = 32, dropo
              name: str | None = None, convolutions: bool = False) -> list[nn.Parameter]:
     """Put a fresh LoRA called `name` (default: `kind`) on the targets, switched on.
 
-    Returns its parameters, the ones to train; freezing the others is the caller's.
+    Returns its parameters, the ones to train; freezing the others is the caller's. Raises UserError
+    for a layer with nothing to adapt, ValueError for a name that is taken.
     """
     parameters = []
     for target in targets(unet, kind, layers, convolutions):
@@ -139,8 +140,8 @@ def lora_parameters(module: nn.Module, *names: str) -> dict[str, nn.Parameter]:
 
 @contextlib.contextmanager
 def lora_on(unet: nn.Module, *names: str) -> Iterator[None]:
-    """Inside the `with`, exactly the LoRAs of these names are on. A name that no module has is no
-    error: then none is on."""
+    """Inside the `with`, exactly the LoRAs of these names are on, in each module those that it has.
+    A name that no module has is no error, and adds nothing."""
     wrappers = [wrapper for _, wrapper in with_lora(unet)]
     before = [wrapper.on for wrapper in wrappers]
     for wrapper in wrappers:
@@ -154,7 +155,8 @@ def lora_on(unet: nn.Module, *names: str) -> Iterator[None]:
 
 @torch.no_grad()
 def merge_lora(module: nn.Module) -> None:
-    """W <- W + scale * up @ down for all LoRAs that are on; the modules become plain again."""
+    """W <- W + scale * up @ down for all LoRAs that are on; the modules become plain again,
+    and the LoRAs that are off are dropped."""
     for name, wrapper in list(with_lora(module)):
         base = wrapper.base
         update = sum(wrapper.loras[on].delta() for on in sorted(wrapper.on))

@@ -1,7 +1,7 @@
 """The losses of the three stages: pure functions, with noise, timesteps and anchor frame given.
 
 Legend: z clean latents (b 4 f h w), x_t the same with noise eps up to the timesteps t (b,), c text
-(b n d), eps_hat the noise that the UNet predicts, k the anchor frame.
+(b 77 d), eps_hat the noise that the UNet predicts, k the anchor frame.
 """
 
 import torch.nn.functional as F
@@ -20,7 +20,7 @@ def temporal_loss(unet: UNet, z: Tensor, c: Tensor, eps: Tensor, t: Tensor,
                   k: int | None) -> Tensor:
     """Stage (b): E || eps_hat - eps ||^2 + E || phi(eps_hat) - phi(eps) ||^2.
 
-    The second term is the appearance-debiased one (MotionDirector, Zhao et al. 2023, equation 7);
+    The second term is the appearance-debiased one (MotionDirector, Zhao et al. 2023);
     k None leaves it out.
     """
     eps_hat = unet(add_noise(z, eps, t), t, c)
@@ -50,7 +50,7 @@ def noise_loss(eps_hat: Tensor, eps: Tensor) -> Tensor:
 def debias(eps: Tensor, k: int, beta: float = 1.0) -> Tensor:
     """phi(eps) = sqrt(beta^2 + 1) eps - beta eps_k: what sets a clip apart from its frame k.
 
-    MotionDirector (Zhao et al. 2023), equation 6. (b 4 f h w) -> the same shape, in fp32.
+    MotionDirector (Zhao et al. 2023). (b 4 f h w) -> the same shape, in fp32.
     """
     eps = eps.float()
     return (beta ** 2 + 1) ** 0.5 * eps - beta * eps[:, :, k:k + 1]

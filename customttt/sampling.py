@@ -56,10 +56,10 @@ def decode_frames(model: Model, latents: Tensor) -> Tensor:
     return torch.cat([as_frames(model.vae.decode(z)) for z in latents])
 
 
-def sample_video(model: Model, prompt: str | Sequence[str], **arguments) -> Tensor:
-    """The arguments of `sample_latents` -> the sampled clip, uint8 (f H W 3). Raises UserError for
-    one that is not finite."""
-    *_, z = sample_latents(model, prompt, **arguments)
+def sample_video(model: Model, prompt: str | Sequence[str], *arguments, **named) -> Tensor:
+    """The arguments of `sample_latents` -> the sampled clip, uint8 (f H W 3). Raises ValueError as
+    it does, and UserError for a clip that is not finite."""
+    *_, z = sample_latents(model, prompt, *arguments, **named)
     check_finite(z)
     return decode_frames(model, z)
 

@@ -1,6 +1,6 @@
 """The three stages of CustomTTT: one step of each, top to bottom.
 
-Legend: z clean latents (b 4 f h w), c text embeddings (b n d), eps noise, t timesteps (b,). A step
+Legend: z clean latents (b 4 f h w), c text embeddings (b 77 d), eps noise, t timesteps (b,). A step
 takes what it learns from, the stage's settings (recipes.py), `draw`, its random numbers (draws.py),
 and `backward`, which runs a loss's backward pass; gradients add up. It is called once a loss,
 inside the loss's `with lora_on` if there is one: so one graph is held at a time, and what gradient
@@ -57,7 +57,7 @@ def ttt_step(unet: UNet, texts: Texts, shape: tuple[int, ...], settings: dict, d
 
     The UNet holds four LoRAs. Two are the teachers, as (a) and (b) left them, without dropout. Two
     are the student, "spatial" and "temporal": they start from the same weights, and they alone are
-    trained. Returns z_s and z_t, for who wants to look at them.
+    trained. Returns z_s and z_t, for whoever wants to look at them.
     """
     timesteps, t_ref = reference_timesteps(settings)
     guidance, device = settings["reference_guidance"], texts.target.device

@@ -273,6 +273,8 @@ def test_motion_module_without_positions(model_folder, tmp_path, recwarn):
     assert (motion.version, motion.max_frames) == (2, 32) and not recwarn.list
     refused(lambda: load_model(model_folder, file, motion_version=1), file, "--motion-version 1",
             "has a mid block")
+    refused(lambda: load_model(model_folder, file, motion_version=4), "--motion-version 4",
+            "must be 1, 2 or 3")
 
 
 def test_a_motion_module_that_is_shown_an_image_is_refused(model_folder, tmp_path):

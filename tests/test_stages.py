@@ -15,7 +15,7 @@ from customttt.recipes import SPATIAL, TEMPORAL, TTT
 from customttt.run.data import Texts
 from customttt.run.loop import autocast
 from customttt.run.stage import train_only
-from customttt.sampling import sample_latents
+from customttt.sampling import sample_latents, sample_video
 from customttt.stages import STAGES, spatial_step, temporal_step, ttt_step
 
 FRAMES = 3
@@ -349,6 +349,22 @@ def test_what_is_there_is_said_where_nothing_can_be_saved(model, tmp_path):
     put_loras(model, "spatial")
     with pytest.raises(ValueError, match=r"no LoRA called motion to save; the UNet has \['spat"):
         save_lora(model.unet, tmp_path / "motion.safetensors", names=("motion",))
+
+
+def test_two_loras_of_one_module_are_not_saved_as_one(model, tmp_path):
+    put_loras(model, "spatial", "spatial_teacher")
+    with pytest.raises(ValueError, match="holds spatial and spatial_teacher: save each to a file"):
+        save_lora(model.unet, tmp_path / "a.safetensors", names=("spatial", "spatial_teacher"))
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_the_public_names_take(model):
+    """All arguments in order, as `sample_latents` does; a list of prompts, and not one string."""
+    in_order = sample_video(model, "a star", 1, 3.0, 2, 32, 5)
+    assert torch.equal(in_order, sample_video(model, "a star", steps=1, guidance=3.0, frames=2,
+                                              size=32, seed=5))
+    with pytest.raises(ValueError, match="a list of strings; got one string"):
+        model.encode_text("a star")
 
 
 def test_the_negative_prompt_counts(model):

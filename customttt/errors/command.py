@@ -30,6 +30,11 @@ def command_parser(doc: str) -> argparse.ArgumentParser:
                                    formatter_class=argparse.RawDescriptionHelpFormatter)
 
 
+def flag(name: str) -> str:
+    """The flag of a setting: learning_rate -> --learning-rate."""
+    return "--" + name.replace("_", "-")
+
+
 def run_command(main) -> None:
     """Call `main()` as a command line: a UserError is printed without traceback, exit code 2."""
     warnings.showwarning = lambda message, *_: _say(f"warning: {message}")

@@ -105,6 +105,8 @@ def check_schedule(config: dict, file: str) -> None:
 
 def motion_config(path: Path, mid: bool, length: int | None, version: int | None) -> MotionConfig:
     """The version of a motion module with or without a mid block, with or without positions."""
+    if version not in (None, *ANIMATEDIFF):
+        raise UserError(f"--motion-version {version}: must be 1, 2 or 3")
     if version is not None and mid != (version == 2):
         raise UserError(f"--motion-version {version}: {path} has {'a' if mid else 'no'} mid block, "
                         f"so it is {'' if mid else 'not '}version 2")

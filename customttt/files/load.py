@@ -36,7 +36,8 @@ def load_model(path: str | Path, motion_module: str | Path | None = None,
     are none the UNet is an image model. `motion_version`: 1, 2 or 3, where the motion file does not
     tell. `vae`: a VAE file or folder in place of the model's own. `motion=False` leaves the motion
     modules out of memory: an image model. Parts are built on "meta" and filled from memory-mapped
-    files, so peak memory is about the weights. Raises UserError.
+    files, so peak memory is about the weights. A checkpoint file holds no tokenizer: the folder
+    `tokenizer/` beside it is read. Raises UserError.
     """
     path = Path(path)
     if motion_module is None:
@@ -45,7 +46,7 @@ def load_model(path: str | Path, motion_module: str | Path | None = None,
         raise UserError(f"{motion_module}: no such file or folder")
     modules = (None if motion_module is None else
                read_motion_module(motion_module, motion_version))
-    modules = modules if motion else None
+    modules = modules if motion else None       # read all the same: a wrong file is refused early
     if path.is_dir():
         text_part, vae_part, unet_part = _folder_parts(path, modules)
     elif path.is_file():
@@ -94,7 +95,7 @@ def read_motion_module(path: str | Path, version: int | None = None) -> MotionFi
     A mid block means version 2, other positions than for 24 frames version 3. A file that has
     neither is version 1, as AnimateDiff's train.py writes it, unless `version` says otherwise; with
     a mid block alone it is made for 32 frames (AnimateLCM). Training checkpoints are taken too:
-    `module.` is stripped and the image UNet in them ignored.
+    `module.` is stripped and the image UNet in them ignored. Raises UserError.
     """
     path, heads, length = Path(path), ANIMATEDIFF_V3.heads, None
     if path.is_dir():

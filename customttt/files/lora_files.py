@@ -79,17 +79,20 @@ def save_lora(unet: UNet, path: str | Path, metadata: dict | None = None,
 
     Keys are dotted: `layers.2.spatial_transformers.0.block.attn1.to_q.lora_down.weight`; a
     LoRA's scale is multiplied into `lora_up`. The file's metadata says what was trained; values
-    that are not strings are written as JSON.
+    that are not strings are written as JSON. Raises ValueError where no LoRA has one of these
+    names, or one module has two.
     """
     tensors, there = {}, set()
     for target, wrapper in with_lora(unet):
         there |= wrapper.loras.keys()
-        for name in names:
-            if name in wrapper.loras:
-                lora = wrapper.loras[name]
-                down, up = lora.down.weight.detach(), lora.up.weight.detach() * lora.scale
-                tensors[f"{target}.lora_down.weight"] = down.cpu().contiguous()
-                tensors[f"{target}.lora_up.weight"] = up.cpu().contiguous()
+        held = [name for name in names if name in wrapper.loras]
+        if len(held) > 1:
+            raise ValueError(f"{target} holds {' and '.join(held)}: save each to a file of its own")
+        for name in held:
+            lora = wrapper.loras[name]
+            down, up = lora.down.weight.detach(), lora.up.weight.detach() * lora.scale
+            tensors[f"{target}.lora_down.weight"] = down.cpu().contiguous()
+            tensors[f"{target}.lora_up.weight"] = up.cpu().contiguous()
     if not tensors:
         raise ValueError(f"no LoRA called {' or '.join(names)} to save; the UNet has "
                          f"{sorted(there) or 'none'}")
@@ -100,7 +103,7 @@ def load_lora(unet: UNet, path: str | Path, scale: float = 1.0, name: str | None
               text_encoder: TextEncoder | None = None, dropout: float = 0.0) -> LoRAFile:
     """Put a LoRA file of any known layout on the UNet, switched on, and return what was read.
 
-    `name`: what to call it there (default: after the file). A file with text-encoder tensors
+    `name`: what to call it there (default: after the file; ValueError if it is taken). A file with text-encoder tensors
     needs `text_encoder`. `dropout` is for training on. Nothing is ignored silently: what does not
     apply raises UserError or is in the returned file's `notes`.
     """
@@ -159,8 +162,8 @@ def read_lora(path: str | Path, unet: UNet, text_encoder: TextEncoder | None = N
     by_peft = path.stem == "adapter_model" or any(key.startswith(PEFT) for key in tensors)
     config = peft_config(path, file.metadata, by_peft, file.notes)
     for (where, target), parts in modules.items():
-        base = _module(unet if where == "unet" else text_encoder, target)
-        getattr(file, where)[target] = _pair(path, parts, base.weight, config)
+        module = (unet if where == "unet" else text_encoder).get_submodule(target)
+        getattr(file, where)[target] = _pair(path, parts, module.weight, config)
     return file
 
 
@@ -214,11 +217,6 @@ def _adaptable(module: nn.Module) -> list[str]:
 def public_stem(public, name: str) -> str:
     """Our name of a module -> its name in a layout of keys.py."""
     return public(name + ".weight").removesuffix(".weight")
-
-
-def _module(root: nn.Module, name: str) -> nn.Module:
-    module = root.get_submodule(name)
-    return getattr(module, "base", module)
 
 
 def _pair(path: Path, parts: dict, weight: Tensor, config: dict) -> Pair:

@@ -56,7 +56,7 @@ def save_motion(unet: UNet, folder: Path, dtype=torch.float16) -> None:
 def position_tables(unet: UNet) -> dict[str, Tensor]:
     """The sinusoids that diffusers keeps in a motion adapter, by their public names.
 
-    They tell how many frames it was trained for, and version 1 from 3.
+    They tell how many frames it can take, and version 1 from 3.
     """
     return {keys.diffusers_unet(f"{name}.block.pos_embed.pe"):
             positional_encoding(unet.config.motion.max_frames, module.proj_in.in_features)[None]

@@ -37,7 +37,7 @@ def write_frames(frames: Tensor, path: str | Path, fps: float = 8) -> None:
     check_ending(path)
     check_fps(path, fps)
     with writing(path) as temporary:
-        WRITERS[Path(path).suffix.lower()](to_images(frames), temporary, fps)
+        WRITERS[Path(path).suffix.lower()](frames, temporary, fps)
 
 
 def to_images(frames: Tensor) -> list[Image.Image]:
@@ -77,46 +77,40 @@ def delays(frames: int, each: float) -> list[int]:
     return [end - start for start, end in zip(ends, ends[1:])]
 
 
-def _write_mp4(images: list[Image.Image], path: Path, fps: float) -> None:
+def _write_mp4(frames: Tensor, path: Path, fps: float) -> None:
     """H.264 in yuv420p, which every player opens; its sides must be even."""
-    width, height = (side // 2 * 2 for side in images[0].size)
+    height, width = (side // 2 * 2 for side in frames.shape[1:3])
     with av.open(f"file:{path}", "w", format="mp4",
                  options={"movflags": "+faststart"}) as container:
         stream = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(1000),
                                       options={"crf": "16", "preset": "slow"})
         stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
         stream.codec_context.colorspace = Colorspace.ITU601     # said, so that no player guesses
-        for image in images:
-            frame = av.VideoFrame.from_image(image.crop((0, 0, width, height)))
-            container.mux(stream.encode(frame))
+        for image in to_images(frames[:, :height, :width]):
+            container.mux(stream.encode(av.VideoFrame.from_image(image)))
         container.mux(stream.encode())
 
 
-def _write_gif(images: list[Image.Image], path: Path, fps: float) -> None:
+def _write_gif(frames: Tensor, path: Path, fps: float) -> None:
     """One palette for the whole clip, chosen from all its frames, and dithered: no banding."""
-    width, height = images[0].size
-    strip = Image.new("RGB", (width, height * len(images)))
-    for k, image in enumerate(images):
-        strip.paste(image, (0, k * height))
+    strip, = to_images(rearrange(frames, "f h w c -> 1 (f h) w c"))
     palette = strip.quantize(256, method=Image.Quantize.MAXCOVERAGE, kmeans=1)
-    frames = [image.quantize(palette=palette, dither=Image.Dither.FLOYDSTEINBERG)
-              for image in images]
-    frames[0].save(path, save_all=True, append_images=frames[1:],
-                   duration=[10 * each for each in delays(len(frames), 100 / fps)],
-                   loop=0, disposal=1, palette=bytes(palette.getpalette()))
+    first, *others = [image.quantize(palette=palette, dither=Image.Dither.FLOYDSTEINBERG)
+                      for image in to_images(frames)]
+    first.save(path, save_all=True, append_images=others,
+               duration=[10 * each for each in delays(len(frames), 100 / fps)],
+               loop=0, disposal=1, palette=bytes(palette.getpalette()))
 
 
-def _write_webp(images: list[Image.Image], path: Path, fps: float) -> None:
-    images[0].save(path, save_all=True, append_images=images[1:],
-                   duration=delays(len(images), 1000 / fps), loop=0, quality=90, method=4)
+def _write_webp(frames: Tensor, path: Path, fps: float) -> None:
+    first, *others = to_images(frames)
+    first.save(path, save_all=True, append_images=others,
+               duration=delays(len(frames), 1000 / fps), loop=0, quality=90, method=4)
 
 
-def _write_sheet(images: list[Image.Image], path: Path, fps: float) -> None:
+def _write_sheet(frames: Tensor, path: Path, fps: float) -> None:
     """All frames in a row."""
-    width, height = images[0].size
-    sheet = Image.new("RGB", (width * len(images), height))
-    for k, image in enumerate(images):
-        sheet.paste(image, (k * width, 0))
+    sheet, = to_images(rearrange(frames, "f h w c -> 1 h (f w) c"))
     sheet.save(path)
 
 

@@ -23,7 +23,7 @@ def find_files(paths: Sequence[str | Path], endings: set[str], what: str,
     """Files as they are, folders replaced by the files in them that have one of the endings.
 
     Sub-folders that are called as trainers want them (`10_cat`) are looked into. A warning names
-    what is left out of a folder.
+    what is left out of a folder. Raises UserError.
     """
     found = []
     for path in map(Path, paths):
@@ -70,7 +70,8 @@ def _reason(path: Path, what: str) -> str:
 
 
 def caption_beside(path: Path) -> str | None:
-    """The text of the `.txt` file beside an image, a video or a folder, if there is one."""
+    """The text of the `.txt` file beside an image, a video or a folder, if there is one.
+    Raises UserError."""
     path = path.absolute()      # "." has a name too
     stem = path if path.is_dir() else path.with_suffix("")
     text = next((file for ending in CAPTIONS if stem.name      # the root folder has none

@@ -24,7 +24,6 @@ SRGB_GAMMA = 0.45455        # what a PNG's gAMA chunk says of an image that is s
 
 def image_formats() -> list[str]:
     """What Pillow calls the formats that are opened here."""
-    Image.init()
     return [name for name in Image.OPEN if name not in NO_IMAGES]
 
 
@@ -35,7 +34,8 @@ def image_endings() -> set[str]:
 
 
 def read_image(path: str | Path, size: int) -> Tensor:
-    """An image file -> (3 size size) in [-1, 1]: upright, on white, centre square, in sRGB."""
+    """An image file -> (3 size size) in [-1, 1]: upright, on white, centre square, in sRGB.
+    Raises UserError."""
     path = Path(path)
     if not path.is_file():
         raise UserError(f"{path}: no such file")

@@ -12,7 +12,7 @@ class MotionConfig:
     """The motion modules of AnimateDiff (Guo et al. 2023); one per resnet outside the mid layer."""
 
     version: int            # 1, 2 or 3: 1 normalises resnets across frames, 2 has a module at i = 4
-    max_frames: int         # the clip length it was trained for: 24 in version 1, 32 after
+    max_frames: int         # that it has positions for: 24 in version 1, 32 after; trained on 16
     heads: int              # attention heads, at every width
 
 
@@ -52,7 +52,7 @@ class TextConfig:
     width: int
     layers: int
     heads: int
-    inner_width: int        # of the two-layer perceptron
+    inner_width: int        # of the two-layer MLP
     length: int             # tokens per prompt, start and end included
 
 

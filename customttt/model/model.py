@@ -26,7 +26,7 @@ class Model:
 
     @torch.no_grad()
     def encode_text(self, texts: list[str]) -> Tensor:
-        """Strings -> embeddings (b 77 d) on the model's device."""
+        """A list of strings -> embeddings (b 77 d) on the model's device."""
         return self.text_encoder(self.tokenizer(texts).to(self.device))
 
     def checksum(self) -> str:

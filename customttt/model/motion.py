@@ -3,6 +3,8 @@
 Where the temporal LoRA lives. Axes: b batch, f frames, c channels, h w rows and columns.
 """
 
+import math
+
 import torch
 from einops import rearrange
 from torch import Tensor, nn
@@ -18,7 +20,7 @@ def positional_encoding(frames: int, channels: int, device: torch.device | None 
     """
     position = torch.arange(frames, dtype=torch.float32, device=device)[:, None]
     k = torch.arange(0, channels, 2, dtype=torch.float32, device=device)
-    angles = position * torch.exp(k * (-torch.log(torch.tensor(10000.0)).item() / channels))
+    angles = position * torch.exp(k * (-math.log(10000) / channels))    # AnimateDiff's to the bit
     return rearrange([angles.sin(), angles.cos()], "two f k -> f (k two)")
 
 

@@ -110,7 +110,8 @@ class UNet(nn.Module):
         eps_hat (b 4 f h w).
 
         `motion=False` takes the motion modules out: frames are then independent images.
-        Raises ValueError for shapes that do not fit and for more frames than the module knows.
+        Raises ValueError for shapes that do not fit, for motion modules that are not there, and for
+        more frames than they have positions for.
         """
         texts = self._nine_texts(latents, timesteps, text)
         if motion:
@@ -158,14 +159,15 @@ class UNet(nn.Module):
 
 
 def check_clip_length(motion: MotionConfig, frames: int) -> None:
-    """Raise ValueError for a clip longer than the motion module was trained for."""
+    """Raise ValueError for more frames than the motion module has positions for."""
     if frames > motion.max_frames:
-        raise ValueError(f"{frames} frames, but this motion module (version {motion.version}) was "
-                         f"trained for at most {motion.max_frames}: ask for fewer frames")
+        raise ValueError(f"{frames} frames, but this motion module (version {motion.version}) has "
+                         f"positions for at most {motion.max_frames}: ask for fewer frames")
 
 
 class TimeEmbedding(nn.Module):
-    """Timesteps (b,) -> (b d): sinusoids, cosine first (Ho et al. 2020), then a perceptron."""
+    """Timesteps (b,) -> (b d): sinusoids, then a two-layer MLP. As in Stable Diffusion, cosine comes
+    first and k is over half; Ho et al. 2020 have sine first, and half - 1."""
 
     def __init__(self, sinusoids: int, width: int):
         super().__init__()

@@ -43,7 +43,8 @@ class VAE(nn.Module):
     def encode(self, pixels: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """(n 3 H W) in [-1, 1] -> scaled latents (n c h w): the mean, or with a generator a sample.
 
-        The generator is a CPU one, so that a seed means the same on every device.
+        The generator is a CPU one, so that a seed means the same on every device. Raises ValueError
+        for shapes that do not fit.
         """
         z, deviation = self.posterior(pixels)
         if generator is not None:
@@ -51,7 +52,8 @@ class VAE(nn.Module):
         return z * self.config.scale
 
     def decode(self, latents: Tensor) -> Tensor:
-        """Scaled latents (n c h w) -> pixels (n 3 H W), about [-1, 1] (not clamped)."""
+        """Scaled latents (n c h w) -> pixels (n 3 H W), about [-1, 1] (not clamped). Raises ValueError
+        for shapes that do not fit."""
         if latents.ndim != 4 or latents.shape[1] != self.config.latent_channels:
             raise ValueError(f"latents: (n {self.config.latent_channels} h w); "
                              f"got {tuple(latents.shape)}")

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 
-from ..errors import UserError, in_words, writing
+from ..errors import UserError, flag, in_words, writing
 from ..files.reading import read_json, write_json
 from ..media.find import CAPTIONS
 from ..recipes import Recipe
@@ -76,8 +76,8 @@ class Cache:
         add_recipe_flags(parser, stage.recipe)
         given, others = parser.parse_known_args(flags)
         told = {"stage": stage.name, "recipe": values_of(stage.recipe, given), "flags": others,
-                "of": {flag: clip_fingerprint(path) if flag == "--clip" else
-                       fingerprint(files_of(path)) for flag, path in of.items()}}
+                "of": {name: clip_fingerprint(path) if name == "--clip" else
+                       fingerprint(files_of(path)) for name, path in of.items()}}
         folder = self.made(f"loras/{stage.name}", told, make)
         for each in (folder / CHECKPOINT, *folder.glob("adapter-[0-9]*")):      # large
             each.unlink(missing_ok=True)
@@ -96,7 +96,7 @@ def open_cache(args: argparse.Namespace) -> Cache:
     flags = []
     for name in (*MODEL_FLAGS, "size", "frames", "steps"):
         if (value := getattr(args, name)) is not None:
-            flags += ["--" + name.replace("_", "-"), str(value)]
+            flags += [flag(name), str(value)]
     told = {"model": fingerprint(model_files(args)), "device": torch.device(args.device).type} | {
         name: getattr(args, name)
         for name in ("motion_version", "precision", "seed", "size", "frames", "steps")}

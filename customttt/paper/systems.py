@@ -93,7 +93,7 @@ def prepare_video(model: Model, settings: dict, args: Namespace) -> Job:
 
 def dual_path_step(unet: UNet, z: Tensor, c: Tensor, settings: dict, draw: Draws,
                    backward: Backward) -> None:
-    """MotionDirector (Zhao et al. 2023), section 4: the spatial path takes the video's appearance
+    """MotionDirector (Zhao et al. 2023), dual path: the spatial path takes the video's appearance
     on itself, so that the temporal path is left with its motion.
 
       L_spatial  = || eps_hat(frame k; spatial LoRA) - eps_k ||^2

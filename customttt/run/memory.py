@@ -1,4 +1,4 @@
-"""How much memory a run will take, told before it begins; and how it is given back."""
+"""How much memory a run will take, told before it begins; and freed memory, kept for the next step."""
 
 import ctypes
 import os
@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from ..errors import UserError
+from ..errors import UserError, flag
 from ..model.model import Model
 from .sheet import stride
 
@@ -36,7 +36,7 @@ def check_memory(model: Model, settings: dict, training: bool, checkpointing: bo
     """Raise UserError if what the settings ask for does not fit into this machine."""
     needed, there = estimate(model, settings, training, checkpointing), total(model.device)
     if there is not None and needed > there:
-        flags = ", ".join(f"--{name.replace('_', '-')} {settings[name]}"
+        flags = ", ".join(f"{flag(name)} {settings[name]}"
                           for name in ("size", "frames", "batch_size") if name in settings)
         raise UserError(f"{flags}: about {needed / 1e9:,.0f} GB of memory are needed, and "
                         f"{model.device} has {there / 1e9:,.0f}; give smaller ones"

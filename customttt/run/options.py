@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from ..errors import UserError, in_words
+from ..errors import UserError, flag, in_words
 from ..files.load import load_model
 from ..media.find import MOST_CHARACTERS
 from ..model.model import Model
@@ -42,11 +42,11 @@ def add_recipe_flags(parser: argparse.ArgumentParser, recipe: Recipe) -> None:
             text += f"; {_said(recipe.tiny[name])}"
         text = text.replace("%", "%%")
         if isinstance(value, bool):
-            parser.add_argument(_flag(name), action=argparse.BooleanOptionalAction, help=text)
+            parser.add_argument(flag(name), action=argparse.BooleanOptionalAction, help=text)
         elif isinstance(value, tuple):
-            parser.add_argument(_flag(name), type=type(value[0]), nargs="+", metavar="N", help=text)
+            parser.add_argument(flag(name), type=type(value[0]), nargs="+", metavar="N", help=text)
         else:
-            parser.add_argument(_flag(name), type=type(value), choices=setting.choices,
+            parser.add_argument(flag(name), type=type(value), choices=setting.choices,
                                 metavar=None if setting.choices else "N", help=text)
 
 
@@ -105,10 +105,10 @@ def check_prompts(args: argparse.Namespace) -> None:
             try:
                 text.encode()
             except UnicodeEncodeError as error:
-                raise UserError(f"{_flag(name)}: holds bytes that are no UTF-8 text; type it "
+                raise UserError(f"{flag(name)}: holds bytes that are no UTF-8 text; type it "
                                 f"again") from error
             if len(text) > MOST_CHARACTERS:
-                raise UserError(f"{_flag(name)}: {len(text)} characters; give {MOST_CHARACTERS} at "
+                raise UserError(f"{flag(name)}: {len(text)} characters; give {MOST_CHARACTERS} at "
                                 f"most, of which the model reads the first 75 tokens")
 
 
@@ -134,7 +134,7 @@ def chosen_settings(args: argparse.Namespace, recipe: Recipe, model: Model) -> d
 def check_setting(name: str, value, setting: Setting) -> None:
     """A given value must be in the setting's range."""
     numbers = value if isinstance(value, tuple) else (value,)
-    given = f"{_flag(name)} {_shown(value)}"
+    given = f"{flag(name)} {_shown(value)}"
     for number in numbers:
         if isinstance(number, (bool, str)):
             continue
@@ -161,8 +161,3 @@ def check_together(model: Model, settings: dict, motion: bool = True) -> None:
             settings["reference_steps"] >= settings["sampling_steps"]):
         raise UserError(f"--reference-steps {settings['reference_steps']}: must be less than "
                         f"--sampling-steps with --reference-timestep next")
-
-
-def _flag(key: str) -> str:
-    return "--" + key.replace("_", "-")
-
