@@ -12,7 +12,7 @@ with its source by `python train.py --stage STAGE --help`.
 import argparse
 import contextlib
 
-from customttt.errors import UserError, command_parser, flag, run_command
+from customttt.errors import STOPPED, UserError, command_parser, flag, run_command
 from customttt.paper.systems import COMPARED
 from customttt.run.checkpoint import CHECKPOINT, check_folder
 from customttt.run.data import OUTPUT
@@ -46,8 +46,9 @@ def parse(stage: Stage | None) -> argparse.Namespace:
     return args
 
 
-def main() -> None:
-    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+def main() -> int:
+    """Returns the exit code."""
+    first = command_parser(add_help=False)
     first.add_argument("--stage", choices=[*STAGES, *COMPARED])
     chosen = first.parse_known_args()[0].stage
     if chosen is None:
@@ -76,7 +77,8 @@ def main() -> None:
             if chosen is None:
                 print(f"\nstage {stage.name}")
             if not train(stage, args, forget if stage is runs[0][0] else lambda: None):
-                return
+                return STOPPED
+    return 0
 
 
 if __name__ == "__main__":

@@ -16,10 +16,11 @@ from test_media import (RED, WHITE, assert_corners, gradient, levels, numbered, 
                         write_clip)
 
 from customttt.errors import UserError
-from customttt.media.clips import write_frames
+from customttt.media.clips import as_pixels, write_frames
 from customttt.media.find import IMAGE_ENDINGS, VIDEO_ENDINGS, find_files
 from customttt.media.images import read_image
 from customttt.media.videos import CONVERTS, read_video
+from customttt.paper.metrics import read_frames
 
 CASES = Path(__file__).parent / "cases"
 SKIN, SKY = (224, 172, 105), (80, 140, 220)
@@ -142,6 +143,13 @@ def test_an_animation_given_as_an_image_is_said(tmp_path, ending):
     write_frames(gradient(), tmp_path / f"a{ending}")
     with pytest.warns(UserWarning, match=f"a{ending}: animated; its first frame is used"):
         read_image(tmp_path / f"a{ending}", 16)
+
+
+def test_a_tiff_of_several_pages_is_said(tmp_path):
+    first, second = (Image.new("RGB", (16, 16), colour) for colour in ("red", "white"))
+    first.save(tmp_path / "a.tiff", save_all=True, append_images=[second])
+    with pytest.warns(UserWarning, match="a.tiff: of several pages; its first is used"):
+        assert has(read_image(tmp_path / "a.tiff", 16), (255, 0, 0), 1)
 
 
 def test_heic_says_what_to_do():
@@ -394,6 +402,12 @@ def test_turned_and_mirrored_videos_end_upright(tmp_path, matrix, row_0, column_
     content[at:at + 36] = struct.pack(">9i", a, b, 0, c, d, 0, 0, 0, 1 << 30)
     path.write_bytes(content)
     assert_corners(read_video(path, 16, 8, 64)[:, 3], tolerance=12)
+    image = read_frames(path)[3]                # of the metrics: the whole frame
+    assert image.size == ((96, 64) if row_0 in ("top", "bottom") else (64, 96))
+    x, y = (image.width - 64) // 2, (image.height - 64) // 2
+    middle = bytearray(image.crop((x, y, x + 64, y + 64)).tobytes())
+    pixels = as_pixels(torch.frombuffer(middle, dtype=torch.uint8).view(1, 64, 64, 3))
+    assert_corners(pixels[0], tolerance=12)
 
 
 def test_animated_webp_is_a_video(tmp_path):

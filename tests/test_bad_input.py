@@ -3,8 +3,10 @@
 import json
 import pickle
 import shutil
+import signal
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import pytest
@@ -18,6 +20,7 @@ import train
 from customttt.errors import run_command
 from customttt.files.lora_files import save_lora
 from customttt.lora import add_lora
+from customttt.media import clips
 from customttt.media.clips import write_frames
 from customttt.run import data, loop
 from test_media import gradient, numbered, write_clip, write_sound
@@ -449,9 +452,28 @@ def test_an_empty_prompt_is_allowed_and_kept(call, place, command):
         assert metadata["prompt"] == "" and json.loads(metadata["recipe"])["steps"] == 1
 
 
-def test_ctrl_c_before_the_training_is_quiet(call, monkeypatch):
+def test_ctrl_c_before_the_training_is_quiet(call, place, monkeypatch):
     def interrupted(*_):
         raise KeyboardInterrupt
+    call("spatial")
+    before = (place / "out/data.png").read_bytes()
+    write_frames(gradient(1, 64, 64).flip(1), place / "other.png")
     monkeypatch.setattr(data, "encode", interrupted)
-    code, text = call("spatial")
+    code, text = call("spatial", "--data", place / "other.png")
     assert code == 130 and text.endswith("error: stopped\n")
+    assert (place / "out/data.png").read_bytes() == before
+
+
+def test_sigterm_while_a_video_is_written_leaves_nothing(call, place, monkeypatch):
+    monkeypatch.setattr(clips, "to_images", lambda *_: signal.raise_signal(signal.SIGTERM))
+    code, text = call("sample")
+    assert code == 130 and text.endswith("error: stopped\n") and written(place) == []
+
+
+def test_what_is_left_out_is_said_whatever_the_environment_says(call, place):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")         # as PYTHONWARNINGS=ignore
+        code, text = call("spatial", "--data", place / "bear.png", "--steps", "2")
+    assert code == 0
+    for flag in ("--data", "--steps"):
+        assert f"warning: {flag}: given more than once; the last one counts\n" in text

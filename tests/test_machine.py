@@ -68,7 +68,7 @@ def test_a_closed_terminal_ends_no_run(tmp_path):
     (tmp_path / "a.py").write_text(
         "import os, signal\nfrom customttt.errors import run_command\n"
         "signal.signal(signal.SIGHUP, signal.SIG_DFL)\n"
-        "run_command(lambda: (os.kill(os.getpid(), signal.SIGHUP), print('still here')))")
+        "run_command(lambda: os.kill(os.getpid(), signal.SIGHUP) or print('still here'))")
     ended = subprocess.run([sys.executable, tmp_path / "a.py"], text=True, capture_output=True,
                            env=os.environ | {"PYTHONPATH": str(ROOT)})
     assert (ended.returncode, ended.stdout) == (0, "still here\n")

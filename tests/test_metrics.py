@@ -24,7 +24,7 @@ from customttt.tiny.world.motions import HELD_OUT_MOTIONS
 from customttt.tiny.world.subjects import HELD_OUT_SUBJECTS
 
 np = pytest.importorskip("numpy")
-KEYS = Path(__file__).parent / "keys"
+KEYS, CASES = (Path(__file__).parent / folder for folder in ("keys", "cases"))
 PROMPT = "a red ball is moving left on the snow"
 
 
@@ -199,6 +199,16 @@ def test_any_name_will_do(call, tmp_path):
     assert json.loads((tmp_path / "scores.json").read_text()) == named
 
 
+def test_turned_photos_are_upright_and_a_cover_is_no_video(tmp_path):
+    upright = Image.new("RGB", (40, 20))
+    upright.paste("red", (0, 0, 10, 10))
+    exif = Image.Exif()
+    exif[274] = 6                               # turned by a quarter to the right
+    upright.transpose(Image.Transpose.ROTATE_90).save(tmp_path / "a.png", exif=exif)
+    assert metrics.open_image(tmp_path / "a.png").tobytes() == upright.tobytes()
+    assert len(metrics.read_frames(CASES / "cover_first.mp4")) > 1
+
+
 def test_the_reference_video_is_tracked(call, tmp_path):
     pytest.importorskip("cv2")
     printed = call(tmp_path / "4.mp4", "--reference", tmp_path / "5.mp4")
@@ -225,6 +235,7 @@ def test_bad_input_is_one_sentence(call, tmp_path, model_folder, monkeypatch):
              "no tracks through --reference"),
             ([video, "--images", tmp_path / "nobody"], "no such file or folder; --images names"),
             ([video, video], "4.mp4: given twice"),
+            ([video, "--output", video], "--output .*4.mp4: is read, too; give another file"),
             ([video, "--tracks", tmp_path / "flat.npy"], "--tracks: does nothing without --ref"),
             ([video, "--definition", "loveu", "--images", tmp_path], "LOVEU has no score against"),
             ([video, "--reference", video, "--fps", "-8"], "--fps -8: must be above 0"),

@@ -286,6 +286,9 @@ def test_a_folder_given_as_a_lora(tmp_path, folder, name):
     (tmp_path / "lora" / name).touch()
     assert find_lora(tmp_path / "lora", "--lora").name == name
     refused(lambda: find_lora(folder, "--lora"), folder, "a model folder", "--model")
+    (tmp_path / "lora" / name).rename(tmp_path / "lora" / "adapter-000004.safetensors")
+    refused(lambda: find_lora(tmp_path / "lora", "--lora"), tmp_path / "lora",
+            "its training has not ended; go on with --resume, or name")
 
 
 # Values

@@ -70,6 +70,20 @@ def test_only_its_own_part_is_trained(pretrained):
     assert counts["crops"] == counts["unet"]
 
 
+def test_a_finished_stage_is_written_again_but_not_for_another_seed(pretrained, tmp_path):
+    folder, work = shutil.copytree(pretrained[0], tmp_path / "model"), tmp_path / "work"
+    train("clip", folder, work)
+    before = (folder / "clip/model.safetensors").read_bytes()
+    shutil.rmtree(folder / "clip")
+    train("clip", folder, work)
+    assert (folder / "clip/model.safetensors").read_bytes() == before
+    with pytest.raises(UserError, match="--seed 7: .*clip.pt is of a run with 0; give another"):
+        train("clip", folder, work, seed=7)
+    (work / "clip.pt").write_bytes(b"half")
+    with pytest.raises(UserError, match="clip.pt: not a checkpoint of this stage that can be read"):
+        train("clip", folder, work)
+
+
 @pytest.mark.parametrize("name", ["tune", "half"])      # AdamW alone; with Muon
 def test_resumed_is_the_same_run(name, pretrained, tmp_path, monkeypatch):
     monkeypatch.setattr(pretrain, "SAVE_EVERY", -1)     # after every step

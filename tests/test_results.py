@@ -101,3 +101,10 @@ def test_the_page(tmp_path, page, monkeypatch):
         (kept / "table-4-seed-1.json").write_text(json.dumps(other | {key: value}))
         with pytest.raises(UserError, match=f"table-4-seed-1.json: \"{key}\" is not that of the"):
             page()
+    (kept / "table-4-seed-1.json").write_text(json.dumps(other))
+    for damaged in ("table-4-seed-1.json", "table-4-seed-1.run.json"):
+        (made / damaged).write_text("{}")
+        with pytest.raises(UserError, match="table-4-seed-1.json: not a result that tables.py"):
+            page()
+        (made / damaged).unlink()
+        assert json.loads((kept / damaged).read_text()) and page() == written

@@ -66,7 +66,7 @@ def adapters(model_folder, data, tmp_path_factory) -> Path:
 
 
 def command(patch, stage: str, model_folder: Path, data: Path, adapters: Path, output: Path,
-            *flags: str) -> None:
+            *flags: str) -> int:
     """Run train.py here: the stage's own flags, small sizes, rank 4, dropout on."""
     small = [*SMALL[:6], "--rank", "4"]
     own = {"spatial": ["--data", data / "bear", "--batch-size", "2", *small],
@@ -76,7 +76,7 @@ def command(patch, stage: str, model_folder: Path, data: Path, adapters: Path, o
         "train.py", "--stage", stage, "--model", model_folder, "--output", output, "--seed", "3",
         "--sheet-every", "0",
         *own[stage], *flags)])
-    train.main()
+    return train.main()
 
 
 @pytest.fixture
@@ -166,8 +166,9 @@ def test_ctrl_c_while_a_sheet_is_drawn_saves_that_step(run_stage, monkeypatch, t
 def test_ctrl_c_in_the_last_step_still_ends_the_command(run_stage, monkeypatch, tmp_path, capsys):
     with monkeypatch.context() as patch:
         interrupt_at(patch, 2)
-        run_stage("spatial", tmp_path, "--steps", "2")
-    assert "stopped and saved" in capsys.readouterr().out
+        assert run_stage("spatial", tmp_path, "--steps", "2") == 130
+    said = capsys.readouterr().out
+    assert f"trained: {tmp_path / 'adapter.safetensors'}" in said and "--resume" not in said
     assert (tmp_path / "adapter.safetensors").exists()
 
 
@@ -465,7 +466,7 @@ def test_a_step_whose_loss_is_not_finite_is_counted_and_made_again(model, tmp_pa
             "temporal"].up.weight.detach().clone())
         bad = next(count) in (2, 4)
         good(draws, lambda loss: backward(loss * float("nan") if bad else loss))
-    assert loop.fit(run_of(model, tmp_path, step, steps=5), resume=False)
+    assert loop.fit(run_of(model, tmp_path, step, steps=5), resume=False) == (True, False)
     assert [line["step"] for line in log(tmp_path)] == [1, 2, 3, 4, 5]
     assert [line["skipped"] for line in log(tmp_path)] == [0, 1, 2, 2, 2]
     moved = [not torch.equal(a, b) for a, b in itertools.pairwise(weights)]

@@ -10,6 +10,7 @@ import warnings
 import torch
 from tqdm import tqdm
 
+STOPPED = 130       # the exit code after Ctrl-C
 LESS_MEMORY = ("try a smaller --size, fewer --frames or a smaller --batch-size, and when training "
                "--gradient-checkpointing")
 
@@ -24,10 +25,25 @@ def in_words(error: Exception) -> str:
     return said[:200] or type(error).__name__
 
 
-def command_parser(doc: str) -> argparse.ArgumentParser:
-    """A parser whose help is the module's docstring; no flag of it may be cut short."""
-    return argparse.ArgumentParser(description=doc, allow_abbrev=False,
-                                   formatter_class=argparse.RawDescriptionHelpFormatter)
+def command_parser(doc: str | None = None, add_help: bool = True) -> argparse.ArgumentParser:
+    """A parser of one command line, whose help is the module's docstring. No flag of it may be cut
+    short; of one that is given twice the last counts, which is said."""
+    parser = argparse.ArgumentParser(description=doc, allow_abbrev=False, add_help=add_help,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    for name in ("store", None):
+        parser.register("action", name, _Last)
+    return parser
+
+
+class _Last(argparse.Action):
+    given = False
+
+    def __call__(self, parser, namespace, values, option_string=None):
+        if self.given:
+            warnings.warn(f"{option_string}: given more than once; the last one counts",
+                          stacklevel=2)
+        self.given = True
+        setattr(namespace, self.dest, values)
 
 
 def flag(name: str) -> str:
@@ -36,13 +52,17 @@ def flag(name: str) -> str:
 
 
 def run_command(main) -> None:
-    """Call `main()` as a command line: a UserError is printed without traceback, exit code 2."""
+    """Call `main()` as a command line, with what it returns as the exit code: a UserError is
+    printed without traceback, exit code 2; SIGTERM is Ctrl-C."""
     warnings.showwarning = lambda message, *_: _say(f"warning: {message}")
+    warnings.filterwarnings("default", category=UserWarning)    # whatever PYTHONWARNINGS says
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     if hasattr(signal, "SIGHUP"):       # a closed terminal ends no run; Windows has none
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
     with _steady_streams():
         try:
-            main()
+            if code := main():
+                sys.exit(code)
         except UserError as error:
             sys.exit(_fail(str(error), code=2))
         except torch.OutOfMemoryError:
@@ -56,7 +76,7 @@ def run_command(main) -> None:
                 raise
             sys.exit(_fail(f"the memory is full; {LESS_MEMORY}", code=2))
         except KeyboardInterrupt:
-            sys.exit(_fail("stopped", code=130))
+            sys.exit(_fail("stopped", code=STOPPED))
 
 
 class _Steady:

@@ -131,6 +131,9 @@ def find_lora(path: str | Path, flag: str, instead: str = "") -> Path:
     file = next(filter(Path.is_file, map(path.joinpath, IN_FOLDERS)), path)
     if path.is_dir() and file == path and (path / "unet").is_dir():
         raise UserError(f"{flag} {path}: this is a model folder, not a LoRA; give it to --model")
+    if path.is_dir() and file == path and next(path.glob("adapter-*.safetensors"), None):
+        raise UserError(f"{flag} {path}: its training has not ended; go on with --resume, or name "
+                        f"one of the files adapter-*.safetensors in it")
     if not file.is_file():
         raise UserError(f"{flag} {path}: no LoRA file there; name one, or a folder that train.py "
                         f"wrote" + (f", or {instead}" if instead else ""))

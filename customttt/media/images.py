@@ -16,6 +16,8 @@ from ..errors import UserError, in_words
 NO_IMAGES = {"BUFR", "EPS", "GRIB", "HDF5", "IPTC", "MPEG", "WMF"}
 Image.init()
 ANIMATED = tuple(form for form in ("AVIF", "GIF", "PNG", "WEBP") if form in Image.OPEN)   # by age
+SEVERAL = dict.fromkeys(ANIMATED, "animated; its first frame is used") | {
+    "TIFF": "of several pages; its first is used"}
 FREE_OF_ALPHA = ("L", "RGB", "CMYK")
 PROFILE_MODES = {"RGB ": "RGB", "GRAY": "L", "CMYK": "CMYK"}
 BITS_PER_SAMPLE, PHOTOMETRIC = 258, 262     # tags of a TIFF
@@ -52,8 +54,8 @@ def read_image(path: str | Path, size: int) -> Tensor:
                 unreadable = exif_fault(image)
                 pixels = to_square(ImageOps.exif_transpose(image), size)
                 note = unreadable or colour_note(image)
-                if image.format in ANIMATED and getattr(image, "n_frames", 1) > 1:
-                    note = "animated; its first frame is used"
+                if getattr(image, "n_frames", 1) > 1:
+                    note = SEVERAL.get(image.format, note)
     except Exception as error:      # each of Pillow's forty readers fails in its own way
         raise UserError(f"{path}: not an image that can be read ({_why(path, error)})") from error
     if note:

@@ -100,7 +100,7 @@ def _open(path: Path) -> tuple[float | None, Iterator[Shown]]:
         image = Image.open(path, formats=ANIMATED)
     except UnidentifiedImageError:
         container = av.open(f"file:{path}", metadata_errors="replace")
-        stream = _best_stream(path, container)
+        stream = best_stream(path, container)
         length = stream.duration and float(stream.duration * stream.time_base)
         if length is None and len(container.streams) == 1 and container.duration:
             length = container.duration / av.time_base
@@ -123,7 +123,7 @@ def _animation(image: Image.Image) -> Iterator[Shown]:
             start += duration
 
 
-def _best_stream(path: Path, container: av.container.InputContainer) -> av.VideoStream:
+def best_stream(path: Path, container: av.container.InputContainer) -> av.VideoStream:
     """The video, where there are thumbnails and sound beside it."""
     stream = container.streams.best("video")
     if stream is None or stream.disposition & av.stream.Disposition.attached_pic:
@@ -208,7 +208,7 @@ def display_matrix(frame: av.VideoFrame) -> tuple[int, int, int, int]:
 
 
 def turned(pixels: Tensor, matrix: tuple[int, int, int, int]) -> Tensor:
-    """(3 s s), turned and mirrored by the quarter turn that is nearest to a display matrix."""
+    """(3 H W), turned and mirrored by the quarter turn that is nearest to a display matrix."""
     a, b, c, d = matrix
     if abs(b) + abs(c) > abs(a) + abs(d):
         pixels, a, d = pixels.mT, c, b

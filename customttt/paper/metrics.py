@@ -25,7 +25,8 @@ from pathlib import Path
 
 import av
 import torch
-from PIL import Image, ImageSequence, UnidentifiedImageError
+from einops import rearrange
+from PIL import Image, ImageOps, ImageSequence, UnidentifiedImageError
 from torch import Tensor
 
 from ..errors import UserError, check_writable, command_parser, in_words, run_command
@@ -33,7 +34,7 @@ from ..files.reading import write_json
 from ..media.clips import as_frames, to_images
 from ..media.find import IMAGE_ENDINGS, find_files
 from ..media.images import image_formats
-from ..media.videos import ANIMATED, read_video
+from ..media.videos import ANIMATED, best_stream, display_matrix, read_video, turned
 from ..run.options import device_named
 from .clip import Embedder, load_clip
 from .intervals import markdown
@@ -149,23 +150,38 @@ def fidelity_scores(tracks: Tensor, reference: Tensor) -> dict[str, float]:
 
 
 def read_frames(path: Path) -> list[Image.Image]:
-    """Every frame of a video file as it is stored, as the reference reads it."""
+    """Every frame of a video file, upright, its pixels as the reference reads them."""
     try:
         with contextlib.suppress(UnidentifiedImageError), \
                 Image.open(path, formats=ANIMATED) as image:
             return [frame.convert("RGB") for frame in ImageSequence.Iterator(image)]
-        with av.open(f"file:{path}") as container:
-            return [frame.to_image() for frame in container.decode(video=0)]
+        with av.open(f"file:{path}", metadata_errors="replace") as container:
+            return [upright(frame) for frame in container.decode(best_stream(path, container))]
+    except UserError:
+        raise
+    except MemoryError as error:
+        raise UserError(f"{path}: its frames do not fit into memory; cut it to the clip, or make "
+                        f"it smaller") from error
     except Exception as error:      # each of their many readers fails in its own way
         raise UserError(f"{path}: not a video that can be read ({in_words(error)})") from error
 
 
+def upright(frame: av.VideoFrame) -> Image.Image:
+    """What a video file says of how its frames are turned, the reference leaves aside."""
+    image, matrix = frame.to_image(), display_matrix(frame)
+    if matrix[1:3] == (0, 0) and min(matrix) >= 0:
+        return image
+    pixels = torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8)
+    pixels = turned(rearrange(pixels, "(h w c) -> c h w", h=image.height, c=3), matrix)
+    return to_images(rearrange(pixels, "c h w -> 1 h w c"))[0]
+
+
 def open_image(path: Path) -> Image.Image:
-    """An image as the reference opens it."""
+    """An image as the reference opens it, but upright."""
     try:
         with warnings.catch_warnings(), Image.open(path, formats=image_formats()) as image:
             warnings.simplefilter("ignore")
-            return image.convert("RGB")
+            return ImageOps.exif_transpose(image).convert("RGB")
     except Exception as error:
         raise UserError(f"{path}: not an image that can be read ({in_words(error)})") from error
 
@@ -246,11 +262,13 @@ def trackers(args: argparse.Namespace) -> dict[str, str] | None:
 
 def main() -> None:
     args = parse()
+    images = find_files(args.images, IMAGE_ENDINGS, "image", "--images")
     if args.output is not None:
+        read = filter(None, (*args.videos, *images, *(args.tracks or ()), args.reference))
+        if args.output.resolve() in map(Path.resolve, read):
+            raise UserError(f"--output {args.output}: is read, too; give another file")
         check_writable(args.output)
-    embedder = load_clip(args.clip, args.device)
-    images = [open_image(file)
-              for file in find_files(args.images, IMAGE_ENDINGS, "image", "--images")]
+    embedder, images = load_clip(args.clip, args.device), list(map(open_image, images))
     prompts = args.prompt or [None]
     rows = {}
     for k, video in enumerate(args.videos):

@@ -10,6 +10,7 @@ and where the two differ in sign, or an interval is too wide to tell, the page s
 
 import os
 import shutil
+from collections.abc import Iterable
 from pathlib import Path
 
 from ..errors import UserError, command_parser, run_command, writing
@@ -18,6 +19,7 @@ from . import probe, tables
 from .cache import OUTPUT
 from .figures import draw_dots
 from .intervals import interval
+from .tracks import evaluation_package
 
 KEPT = Path("docs/results")
 TITLES = {      # name of a result -> its title, in the order of the page
@@ -32,9 +34,17 @@ TITLES = {      # name of a result -> its title, in the order of the page
 SAME = ("rows", "metrics", "first", "made of", "scored with")
 
 
-def copy(made: Path, kept: Path) -> None:
+def files_of(made: Path, kept: Path) -> dict[str, Path]:
+    """The files of all results by name, those of `made` before those of `kept`."""
+    files = sorted(kept.glob("*-seed-*"))
     for name in TITLES:
-        for file in sorted(made.glob(f"{name}-seed-*")):
+        files += sorted(made.glob(f"{name}-seed-*"))
+    return {file.name: file for file in files}
+
+
+def copy(files: Iterable[Path], kept: Path) -> None:
+    for file in files:
+        if file.parent != kept:
             with writing(kept / file.name) as temporary:
                 shutil.copyfile(file, temporary)
 
@@ -54,13 +64,17 @@ def once(pairs: list) -> list:
                     for name in seeds[0]}] for pair, seeds in found.items()]
 
 
-def read_results(kept: Path) -> dict[str, tuple[dict, list[dict]]]:
+def read_results(files: dict[str, Path]) -> dict[str, tuple[dict, list[dict]]]:
     """By name: the result, that of all seeds together, and how each was made."""
     found: dict[str, tuple[dict, list[dict]]] = {}
-    for file in sorted(kept.glob("*-seed-*.json")):
-        if file.name.endswith(".run.json"):
+    for called, file in sorted(files.items()):
+        if file.suffix != ".json" or called.endswith(".run.json"):
             continue
-        result, told = read_json(file), read_json(file.with_suffix(".run.json"))
+        run = called.removesuffix("json") + "run.json"
+        result, told = read_json(file), read_json(files.get(run, file.with_name(run)))
+        if not {"name", "seed"} <= result.keys() or not {"command", "seconds"} <= told.keys():
+            raise UserError(f"{file}: not a result that tables.py or probe.py wrote, or {run} is "
+                            f"none; remove both, or make them again")
         items = list(result)[-1]        # the clips, or the pairs
         if result["name"] in found:
             first, runs = found[result["name"]]
@@ -72,9 +86,6 @@ def read_results(kept: Path) -> dict[str, tuple[dict, list[dict]]]:
             runs.append(told)
         else:
             found[result["name"]] = result, [told]
-    if not found:
-        raise UserError(f"{kept}: no results there; make some, for example with "
-                        f"python -m customttt.paper.probe subject")
     for result, runs in found.values():
         if "pairs" in result:
             result["pairs"] = once(result["pairs"])
@@ -118,8 +129,13 @@ def main() -> None:
     kept = Path(os.path.abspath(args.kept))     # "." has a name, too
     if args.made is not None and not args.made.is_dir():
         raise UserError(f"--made {args.made}: no such folder")
-    copy(args.made or OUTPUT, kept)
-    found = read_results(kept)
+    evaluation_package("matplotlib")
+    files = files_of(Path(os.path.abspath(args.made or OUTPUT)), kept)
+    found = read_results(files)
+    if not found:
+        raise UserError(f"{kept}: no results there; make some, for example with "
+                        f"python -m customttt.paper.probe subject")
+    copy(files.values(), kept)
     lines = ["# Results", "", "Made by `python -m customttt.paper.results` from the files beside "
              "it, each by the command above its table.", ""]
     for name in sorted(found, key=lambda name: [*TITLES, name].index(name)):

@@ -21,7 +21,7 @@ from ..draws import stream_seed
 from ..errors import UserError, in_words
 from ..files.lora_files import find_lora, load_lora
 from ..lora import add_lora
-from ..media.clips import as_frames, write_frames
+from ..media.clips import as_frames
 from ..media.find import IMAGE_ENDINGS, VIDEO_ENDINGS, caption_beside, find_files
 from ..media.images import read_image, to_square
 from ..media.videos import read_video
@@ -104,12 +104,10 @@ def read_data(model: Model, args: Namespace, example: str, what: str, endings: s
     check_apart(args.output, files, f"the {what}s")
     prompts = prompts_of(args.prompt, files)
     pixels = torch.stack([read(file) for file in tqdm(files, desc=f"{what}s", leave=False)])
-    if not args.resume:     # what is learned from, as the model sees it: a row of squares
-        write_frames(as_frames(rearrange(pixels, "n c f h w -> (n f) c h w")),
-                    args.output / "data.png")
     return Job((encode(model, pixels, args.seed), model.encode_text(prompts)),
                prompts[0] if args.prompt is None else args.prompt,
-               {"data_sha256": fingerprint(files, prompts)})
+               {"data_sha256": fingerprint(files, prompts)},
+               as_frames(rearrange(pixels, "n c f h w -> (n f) c h w")))
 
 
 def check_apart(output: Path, files: Iterable[Path], what: str) -> None:
@@ -153,7 +151,7 @@ def prepare_ttt(model: Model, settings: dict, args: Namespace) -> Job:
     texts = Texts(*model.encode_text([target, appearance, motion, ""]).split(1))
     shape = latent_shape(model, settings["frames"], settings["size"])
     metadata |= {"appearance_prompt": appearance, "motion_prompt": motion}
-    return Job((texts, shape), target, metadata, above)
+    return Job((texts, shape), target, metadata, above=above)
 
 
 def joined_prompts(metadata: dict, args: Namespace) -> tuple[str, str, str]:

@@ -47,8 +47,9 @@ class Run:
     sheet_every: int            # 0: never
 
 
-def fit(run: Run, resume: bool) -> bool:
-    """Train to `steps`. Returns False if Ctrl-C came (everything is saved then)."""
+def fit(run: Run, resume: bool) -> tuple[bool, bool]:
+    """Train to `steps`. Returns whether all are done, and whether Ctrl-C came (everything is saved
+    then)."""
     device = next(run.module.parameters()).device
     scaler = torch.amp.GradScaler(device.type, enabled=run.precision == "fp16")
     torch.manual_seed(stream_seed(run.seed, "dropout"))
@@ -90,9 +91,10 @@ def fit(run: Run, resume: bool) -> bool:
                 _write_sheet(run, state.step, device)
         if saved != state.step:     # Ctrl-C
             state.save()
-    if state.step == steps:
+    finished = state.step == steps
+    if finished:
         run.save(run.folder / "adapter.safetensors", run.metadata | {"step": steps})
-    return not interrupted()
+    return finished, interrupted()
 
 
 def update(run: Run, scaler: torch.amp.GradScaler, draws: Draws, device: torch.device,

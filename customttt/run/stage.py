@@ -23,6 +23,8 @@ class Job:
     inputs: tuple           # of the step, between the UNet and the settings
     prompt: str             # of the contact sheet; what the LoRA file says it is for
     metadata: dict          # of the LoRA file
+    data: Tensor | None = None      # uint8 (n H W 3), what is learned from as the model sees it:
+                                    # data.png, a row of squares
     above: list[Tensor] = field(default_factory=list)   # uint8 (f H W 3): rows above the sheet's
 
 

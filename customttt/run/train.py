@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 
 from ..draws import stream_seed
+from ..media.clips import write_frames
 from .loop import Run, fit
 from .options import add_model_flags, add_recipe_flags, chosen_settings, open_model
 from .sheet import sheet_writer
@@ -33,7 +34,9 @@ def train(stage: Stage, args: argparse.Namespace,
     parameters = stage.parameters(model)
     train_only(model.unet, parameters)
     begins()
-    finished = fit(Run(
+    if job.data is not None and not args.resume:
+        write_frames(job.data, args.output / "data.png")
+    finished, stopped = fit(Run(
         args.output, model.unet, parameters, stage.optimizer(parameters, settings),
         step=partial(stage.step, model.unet, *job.inputs, settings),
         save=partial(stage.save, model), write_sheet=write_sheet, settings=settings,
@@ -41,7 +44,7 @@ def train(stage: Stage, args: argparse.Namespace,
         checkpoint_every=args.checkpoint_every, sheet_every=args.sheet_every), args.resume)
     print(f"trained: {args.output / 'adapter.safetensors'}" if finished else
           "stopped and saved; go on with the same command and --resume")
-    return finished
+    return not stopped
 
 
 def add_training_flags(parser: argparse.ArgumentParser, stage: Stage | None) -> None:

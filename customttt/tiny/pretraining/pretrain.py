@@ -17,7 +17,6 @@ On a GPU a step is so quick that other processes must draw its batch, and larger
     python -m customttt.tiny.pretraining unet --device cuda --workers 14 --batch 256
 """
 
-import argparse
 import json
 import math
 import os
@@ -33,7 +32,7 @@ import torch.distributed as dist
 from torch import Generator, Tensor, nn
 from tqdm import tqdm
 
-from ...errors import UserError
+from ...errors import UserError, command_parser, in_words
 from ...files.reading import save_pickled
 from ...model import frozen
 from ...paper.ranks import rank_of_ranks
@@ -65,9 +64,11 @@ def train(name: str, folder: Path, work: Path, recipe: Recipe, seed: int, rank: 
     averages = [p.detach().clone() for p in weights]
     optimizers = make_optimizers(weights, recipe)
     checkpoint, log = work / f"{name}.pt", work / f"{name}.log.jsonl"
-    done, seconds = resume(checkpoint, weights, averages, optimizers)
+    done, seconds = resume(checkpoint, weights, averages, optimizers, seed)
     if rank == 0:
         cut_log(log, done // LOG_EVERY)
+        if done >= recipe.steps > 0:    # by an earlier command, perhaps to another folder
+            save_averages(stage, weights, averages, folder)
 
     def draw(step: int) -> tuple[Tensor, ...]:
         seed_of_step = zlib.crc32(f"{name} {seed} {step} {rank}".encode())
@@ -96,7 +97,7 @@ def train(name: str, folder: Path, work: Path, recipe: Recipe, seed: int, rank: 
                            "seconds": round(seconds + now - started, 1)})
         if now - saved > SAVE_EVERY or step + 1 == recipe.steps:
             save_pickled({
-                "step": step + 1, "seconds": seconds + now - started, "weights": weights,
+                "step": step + 1, "seconds": seconds + now - started, "seed": seed, "weights": weights,
                 "averages": averages, "optimizers": [each.state_dict() for each in optimizers]},
                 checkpoint)
             save_averages(stage, weights, averages, folder)
@@ -187,18 +188,28 @@ def schedule(step: int, recipe: Recipe) -> float:
 
 @torch.no_grad()
 def resume(checkpoint: Path, weights: list[Tensor], averages: list[Tensor],
-           optimizers: list[torch.optim.Optimizer]) -> tuple[int, float]:
-    """Fill them all from the checkpoint, if there is one; the steps done and their seconds."""
+           optimizers: list[torch.optim.Optimizer], seed: int) -> tuple[int, float]:
+    """Fill them all from the checkpoint, if there is one; the steps done and their seconds. Raises
+    UserError for that of another seed, or one that cannot be read."""
     if not checkpoint.is_file():
         checkpoint.parent.mkdir(parents=True, exist_ok=True)
         return 0, 0.0
-    state = torch.load(checkpoint, map_location="cpu", weights_only=True)
-    for into, tensors in ((weights, state["weights"]), (averages, state["averages"])):
-        for tensor, kept in zip(into, tensors, strict=True):
-            tensor.copy_(kept)
-    for optimizer, kept in zip(optimizers, state["optimizers"], strict=True):
-        optimizer.load_state_dict(kept)
-    return state["step"], state["seconds"]
+    try:
+        state = torch.load(checkpoint, map_location="cpu", weights_only=True)
+        if state["seed"] != seed:
+            raise UserError(f"--seed {seed}: {checkpoint} is of a run with {state['seed']}; give "
+                            f"another --work")
+        for into, tensors in ((weights, state["weights"]), (averages, state["averages"])):
+            for tensor, kept in zip(into, tensors, strict=True):
+                tensor.copy_(kept)
+        for optimizer, kept in zip(optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(kept)
+        return state["step"], state["seconds"]
+    except UserError:
+        raise
+    except Exception as error:      # a file that is cut, or of something else
+        raise UserError(f"{checkpoint}: not a checkpoint of this stage that can be read "
+                        f"({in_words(error)}); remove it, or give another --work") from error
 
 
 @torch.no_grad()
@@ -214,7 +225,7 @@ def save_averages(stage: Stage, weights: list[Tensor], averages: list[Tensor],
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = command_parser(__doc__)
     parser.add_argument("stage", choices=[*STAGES, "all"])
     parser.add_argument("--output", type=Path, default=Path("weights/tiny"), help="model folder")
     parser.add_argument("--work", type=Path, default=Path("output/tiny"),
