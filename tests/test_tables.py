@@ -222,8 +222,12 @@ def test_groups_count_and_not_clips():
     assert "against the paper" in tables.verdicts(other)[0]
     noisy = result("table-4", {"5 reference steps": [[0.1, 0.3], [0.4, 0.6]],
                                tables.AS_THEY_ARE: values})
-    # 0.05 on the mean, half an interval 0.635: 2 (2 * 0.635 / 0.013)^2 groups.
-    assert "takes about 19106 groups" in tables.verdicts(noisy)[0]
+    # Differences of 0 and 0.1, deviation 0.0707; t of so many is 1.965: (2 t 0.0707 / 0.013)^2.
+    assert "takes about 458 groups" in tables.verdicts(noisy)[0]
+    staged = {"joined, ttt": values, "joined, no ttt": [[x + 0.01 for x in xs] for xs in values]}
+    staged = result("stages", staged) | {"differences": [["joined, ttt", "joined, no ttt"]]}
+    assert tables.verdicts(staged)[0].endswith(
+        "+0.013 in the paper, -0.010 ± 0.000 here: **against the paper**.")
     none = result("table-4", {"5 reference steps": [[0.1001, 0.3001], [0.2999, 0.4999]],
                               tables.AS_THEY_ARE: values})
     assert "**not found**" in tables.verdicts(none)[0]      # 0 +- 0.0013, and 0.013 in the paper

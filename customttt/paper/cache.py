@@ -97,6 +97,8 @@ def open_cache(args: argparse.Namespace) -> Cache:
     for name in (*MODEL_FLAGS, "size", "frames", "steps"):
         if (value := getattr(args, name)) is not None:
             flags += [flag(name), str(value)]
+    if args.gradient_checkpointing:     # changes no result
+        flags.append("--gradient-checkpointing")
     told = {"model": fingerprint(model_files(args)), "device": torch.device(args.device).type} | {
         name: getattr(args, name)
         for name in ("motion_version", "precision", "seed", "size", "frames", "steps")}

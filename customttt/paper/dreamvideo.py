@@ -9,8 +9,8 @@ identity adapter, a motion adapter.
 Trainable parameters at Stable Diffusion 1.5's size, with AnimateDiff v3 and CLIP ViT-B/32: 768 +
 12,409,120 + 83,997,600. The paper prints 85M. On its own base, ModelScope's model with CLIP
 ViT-H/14, VGen's code makes 1,024 + 12,409,120 + 77,966,496: motion modules are narrower there, the
-condition is wider. Left out here: VGen's offset noise and masks of the subject, which no other
-system here has. Its optimizer is AdamW, as there.
+condition is wider. Left out here: VGen's offset noise, masks of the subject and ten steps of
+warm-up, which no other system here has. Its optimizer is AdamW, as there.
 Axes: n images or clips, f frames, h w latent rows and columns, d width.
 """
 

@@ -1,5 +1,6 @@
 """Means and correlations with 95% intervals."""
 
+import itertools
 import math
 import statistics
 from collections.abc import Callable, Iterable, Sequence
@@ -13,13 +14,26 @@ T_95 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228,
         2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042)
 
 
+def student_t(freedom: int) -> float:
+    return T_95[freedom - 1] if freedom <= len(T_95) else 1.96 + 2.4 / freedom
+
+
+def half_interval(deviation: float, number: int) -> float:
+    """Half of the mean's 95% interval, of so many values with this standard deviation."""
+    return student_t(number - 1) * deviation / math.sqrt(number)
+
+
 def interval(values: Sequence[float]) -> tuple[float, float]:
     """Mean, and half of its 95% interval; of one value there is none (nan)."""
-    mean, freedom = statistics.mean(values), len(values) - 1
-    if not freedom:
-        return mean, math.nan
-    t = T_95[freedom - 1] if freedom <= len(T_95) else 1.96 + 2.4 / freedom
-    return mean, t * statistics.stdev(values) / math.sqrt(len(values))
+    return statistics.mean(values), (math.nan if len(values) == 1 else half_interval(
+        statistics.stdev(values), len(values)))
+
+
+def number_to_tell(values: Sequence[float], apart: float) -> int:
+    """How many values that scatter like these have an interval too narrow to hold two numbers that
+    are so far apart."""
+    deviation = statistics.stdev(values)
+    return next(n for n in itertools.count(2) if 2 * half_interval(deviation, n) < abs(apart))
 
 
 def shown(values: Sequence[float], form: str = "{:.3f}") -> str:

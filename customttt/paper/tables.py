@@ -27,7 +27,8 @@ from ..errors import UserError, command_parser, run_command
 from ..files.reading import read_json
 from .cache import open_cache, write_result
 from .flags import add_shared_flags, check_shared
-from .intervals import bootstrap, interval, markdown, pearson, shown, spearman
+from .intervals import (bootstrap, interval, markdown, number_to_tell, pearson, shown,
+                        spearman)
 from .ranks import shared, start_ranks
 from .rows import Bench, Group, Row, Scorer, Unit, check_flags, paper_scorer, told_of
 from .systems import SYSTEMS
@@ -71,6 +72,9 @@ PAPER = {       # the supplement's figures, in the order of METRICS
                 "5 reference steps": (.308, .699, .980, .739),
                 "10 reference steps": (.302, .680, .978, .744)},
 }
+PAPER["stages"] = {     # of the tiny world's study: the same two rows, on more prompts
+    "joined, no ttt": PAPER["table-4"][AS_THEY_ARE],
+    "joined, ttt": PAPER["table-4"]["5 reference steps"]}
 
 
 def read_protocol(path: Path) -> list[Group]:
@@ -202,7 +206,7 @@ def verdicts(result: dict) -> list[str]:
                 said = "**not found**: none shows, and the paper's is outside the interval"
             else:
                 said = (f"undecided; an interval too narrow to hold both 0 and the paper's "
-                        f"difference takes about {len(here) * (2 * half / paper) ** 2:.0f} groups")
+                        f"difference takes about {number_to_tell(here, paper)} groups")
             found.append(f"{metric}, *{a}* minus *{b}*: {paper:+.3f} in the paper, "
                          f"{shown(here, '{:+.3f}')} here: {said}.")
     return found

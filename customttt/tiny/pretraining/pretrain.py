@@ -245,6 +245,7 @@ def main() -> None:
     machine = Machine(device_named(arguments.device), arguments.workers)
     if machine.device.type == "cuda":
         torch.set_float32_matmul_precision("high")
+        torch.cuda.set_device(machine.device.index or 0)    # whose streams and graphs are used
         frozen.LARGE = math.inf         # memory is plenty: nothing is recomputed, or in parts
     if "RANK" in os.environ:                        # started by torchrun
         dist.init_process_group("gloo")
