@@ -103,9 +103,9 @@ def load_lora(unet: UNet, path: str | Path, scale: float = 1.0, name: str | None
               text_encoder: TextEncoder | None = None, dropout: float = 0.0) -> LoRAFile:
     """Put a LoRA file of any known layout on the UNet, switched on, and return what was read.
 
-    `name`: what to call it there (default: after the file; ValueError if it is taken). A file with text-encoder tensors
-    needs `text_encoder`. `dropout` is for training on. Nothing is ignored silently: what does not
-    apply raises UserError or is in the returned file's `notes`.
+    `name`: what to call it there (default: after the file; ValueError if it is taken). A file with
+    text-encoder tensors needs `text_encoder`. `dropout` is for training on. Nothing is ignored
+    silently: what does not apply raises UserError or is in the returned file's `notes`.
     """
     file = read_lora(path, unet, text_encoder)
     for module, pairs in ((unet, file.unet), (text_encoder, file.text)):

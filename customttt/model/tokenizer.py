@@ -71,8 +71,8 @@ class Tokenizer:
         self.start, self.end = vocabulary[START], vocabulary[END]
 
     def __call__(self, texts: list[str]) -> Tensor:
-        """Strings -> ids (b 77). A longer text is cut, with a warning that shows what was lost. Raises
-        ValueError for one string, which would be read letter by letter."""
+        """Strings -> ids (b 77). A longer text is cut, with a warning that shows what was lost.
+        Raises ValueError for one string, which would be read letter by letter."""
         if isinstance(texts, str):
             raise ValueError("texts: a list of strings; got one string")
         return torch.tensor([self._padded(text) for text in texts])

@@ -166,8 +166,8 @@ def check_clip_length(motion: MotionConfig, frames: int) -> None:
 
 
 class TimeEmbedding(nn.Module):
-    """Timesteps (b,) -> (b d): sinusoids, then a two-layer MLP. As in Stable Diffusion, cosine comes
-    first and k is over half; Ho et al. 2020 have sine first, and half - 1."""
+    """Timesteps (b,) -> (b d): sinusoids, then a two-layer MLP. As in Stable Diffusion, cosine
+    comes first and k is over half; Ho et al. 2020 have sine first, and half - 1."""
 
     def __init__(self, sinusoids: int, width: int):
         super().__init__()

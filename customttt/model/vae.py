@@ -52,8 +52,8 @@ class VAE(nn.Module):
         return z * self.config.scale
 
     def decode(self, latents: Tensor) -> Tensor:
-        """Scaled latents (n c h w) -> pixels (n 3 H W), about [-1, 1] (not clamped). Raises ValueError
-        for shapes that do not fit."""
+        """Scaled latents (n c h w) -> pixels (n 3 H W), about [-1, 1] (not clamped). Raises
+        ValueError for shapes that do not fit."""
         if latents.ndim != 4 or latents.shape[1] != self.config.latent_channels:
             raise ValueError(f"latents: (n {self.config.latent_channels} h w); "
                              f"got {tuple(latents.shape)}")

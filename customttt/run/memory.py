@@ -1,4 +1,4 @@
-"""How much memory a run will take, told before it begins; and freed memory, kept for the next step."""
+"""How much memory a run will take, told before it begins; freed memory, kept for the next step."""
 
 import ctypes
 import os

@@ -97,9 +97,9 @@ def train(name: str, folder: Path, work: Path, recipe: Recipe, seed: int, rank: 
                            "seconds": round(seconds + now - started, 1)})
         if now - saved > SAVE_EVERY or step + 1 == recipe.steps:
             save_pickled({
-                "step": step + 1, "seconds": seconds + now - started, "seed": seed, "weights": weights,
-                "averages": averages, "optimizers": [each.state_dict() for each in optimizers]},
-                checkpoint)
+                "step": step + 1, "seconds": seconds + now - started, "seed": seed,
+                "weights": weights, "averages": averages,
+                "optimizers": [each.state_dict() for each in optimizers]}, checkpoint)
             save_averages(stage, weights, averages, folder)
             saved = now
 
