@@ -159,6 +159,8 @@ def test_what_was_measured_at_full_size_is_not_refused():
         part.half()
     model = replace(model, dtype=torch.float16)
     assert 4e9 < estimate(model, settings, training=True, checkpointing=False) < 5.81e9
+    gpu, large = replace(model, device=torch.device("cuda")), settings | {"size": 512}
+    assert estimate(gpu, large, training=True, checkpointing=True) < 6.9e9     # a trace's shapes
     assert 2.5e9 < estimate(model, settings, training=False, checkpointing=False) < 3.04e9
 
 
