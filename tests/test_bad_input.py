@@ -452,6 +452,11 @@ def test_an_empty_prompt_is_allowed_and_kept(call, place, command):
         assert metadata["prompt"] == "" and json.loads(metadata["recipe"])["steps"] == 1
 
 
+def test_a_vae_that_is_not_there(call, place):
+    for command in ("spatial", "sample"):
+        assert_refused(call(command, "--vae", place / "nowhere"), "nowhere")
+
+
 def test_ctrl_c_before_the_training_is_quiet(call, place, monkeypatch):
     def interrupted(*_):
         raise KeyboardInterrupt

@@ -141,6 +141,24 @@ def test_loras_add_up_with_their_scales(run_sample, trained, tmp_path):
     assert torch.equal(both, run_sample("--lora", subject, "--lora", "output/temporal:20"))
 
 
+def test_what_sample_py_is_told_reaches_the_sampler_and_the_file(trained, model_folder, monkeypatch):
+    """The prompt is that of the last LoRA, where none is given."""
+    folder, _ = trained
+    asked, rates = [], []
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr(sample, "sample_latents",
+                        lambda model, *of, **_: asked.append(of) or [torch.zeros(1, 4, 3, 16, 16)])
+    monkeypatch.setattr(sample, "write_frames", lambda frames, path, fps: rates.append(fps))
+    for loras in (("spatial", "temporal"), ("temporal", "spatial")):
+        monkeypatch.setattr(sys, "argv", [
+            "sample.py", "--model", str(model_folder), *SIZES, "--negative-prompt", "a fish",
+            "--fps", "5", "--seed", "3", "--lora", *(f"output/{name}" for name in loras)])
+        sample.main()
+    guidance = asked[0][2]
+    assert asked == [(prompt, 2, guidance, 3, 64, 3, "a fish") for prompt in (
+        "a man is lifting", "a bear")] and rates == [5, 5]
+
+
 @pytest.mark.parametrize("given, path, scale", [
     ("a.safetensors", "a.safetensors", 1.0), ("a.safetensors:0.8", "a.safetensors", 0.8),
     ("a.safetensors:-1", "a.safetensors", -1.0), (r"C:\loras\a.safetensors", None, 1.0),

@@ -5,12 +5,12 @@ import torch
 from torch import nn
 
 from customttt import diffusion
-from customttt.diffusion import TIMESTEPS, add_noise, ddim_step, ddim_timesteps
+from customttt.diffusion import TIMESTEPS, add_noise, alpha_bar, ddim_step, ddim_timesteps
 from customttt.draws import Draws, stream_seed
 from customttt.files.lora_files import save_lora
 from customttt.lion import Lion
-from customttt.lora import add_lora, lora_on, lora_parameters, with_lora
-from customttt.losses import debias, noise_loss
+from customttt.lora import LoRA, add_lora, lora_on, lora_parameters, targets, with_lora
+from customttt.losses import debias, noise_loss, preservation_loss
 from customttt.recipes import SPATIAL, TEMPORAL, TTT
 from customttt.run.data import Texts
 from customttt.run.loop import autocast
@@ -365,6 +365,63 @@ def test_what_the_public_names_take(model):
                                               size=32, seed=5))
     with pytest.raises(ValueError, match="a list of strings; got one string"):
         model.encode_text("a star")
+
+
+@pytest.mark.parametrize("step", [spatial_step, temporal_step])
+def test_an_image_or_clip_keeps_its_prompt(step):
+    class Silent(Draws):
+        def noise_like(self, z):
+            return torch.zeros_like(z)
+
+    def unet(x_t, t, c, motion=True):
+        z = x_t.mean((1, 2, 3, 4)) / alpha_bar(t).sqrt()
+        assert torch.allclose(z, c.mean((1, 2)), atol=1e-4)
+        seen.update(z.round().tolist())
+        return x_t
+    z, c, seen = torch.arange(1., 4).view(3, 1, 1, 1, 1), torch.arange(1., 4).view(3, 1, 1), set()
+    settings = {"batch_size": 2, "least_timestep": 0, "debiased": True}
+    for seed in range(8):
+        step(unet, z.expand(3, 4, 2, 8, 8), c.expand(3, 7, 5), settings, Silent(seed),
+             lambda loss: None)
+    assert seen == {1, 2, 3}
+
+
+def test_a_preservation_loss_noises_from_where_its_reference_stands():
+    z, eps, t, seen = random(1, 4, 2, 4, 4), random(1, 4, 2, 4, 4, seed=1), torch.tensor([700]), []
+    preservation_loss(lambda x_t, *_: seen.append(x_t) or x_t, z, None, eps, t, t_ref=300)
+    assert torch.equal(seen[0], add_noise(z, eps, t, 300))
+    assert not torch.allclose(seen[0], add_noise(z, eps, t))
+
+
+def test_references_are_guided_and_hold_no_graph(model):
+    put_loras(model, "spatial", "temporal", "spatial_teacher", "temporal_teacher")
+    texts = Texts(*model.encode_text(["a star is moving", "a star", "a thing", ""]).split(1))
+    low, high = (ttt_step(model.unet, texts, (1, 4, 2, 8, 8), TTT.values(model.unet) | {
+        "reference_steps": 1, "reference_guidance": guidance}, Draws(0), lambda loss: None)
+        for guidance in (1.0, 4.0))
+    for a, b in zip(low, high):
+        assert not torch.allclose(a, b, atol=1e-3) and not a.requires_grad
+
+
+def test_dropout_is_on_the_update_and_down_starts_with_one_by_the_rank():
+    lora = LoRA(nn.Linear(256, 96), rank=64, dropout=0.5)
+    assert lora.down.weight.std().item() == pytest.approx(1 / 64, rel=0.05)
+    nn.init.normal_(lora.up.weight)
+    x = random(8, 256)
+    whole, dropped = lora.eval()(x), lora.train()(x)
+    zero = dropped == 0
+    assert 0.3 < zero.float().mean() < 0.7
+    assert torch.allclose(dropped[~zero], 2 * whole[~zero], rtol=1e-4)
+
+
+def test_convolutions_of_motion_modules_are_none(model):
+    assert targets(model.unet, "temporal", (2, 5), convolutions=True) == targets(
+        model.unet, "temporal", (2, 5))
+
+
+def test_a_stream_is_of_its_seed_and_name():
+    seeds = {stream_seed(seed, name) for seed in (0, 1) for name in ("data", "noise")}
+    assert len(seeds) == 4
 
 
 def test_the_negative_prompt_counts(model):

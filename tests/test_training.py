@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 import train
 from customttt.diffusion import add_noise, alpha_bar, ddim, ddim_timesteps
-from customttt.draws import stream_seed
+from customttt.draws import Draws, stream_seed
 from customttt.errors import UserError
 from customttt.lion import Lion
 from customttt.lora import add_lora, with_lora
@@ -30,9 +30,9 @@ from customttt.media.clips import as_frames, write_frames
 from customttt.media.images import read_image
 from customttt.media.videos import read_video
 from customttt.recipes import SPATIAL, TEMPORAL, TTT
-from customttt.run import loop, sheet
+from customttt.run import checkpoint, loop, sheet
 from customttt.run.data import encode, read_clips
-from customttt.run.stage import train_only
+from customttt.run.stage import Stage, train_only
 from customttt.stages import STAGES, spatial_step, temporal_step
 from customttt.tiny.study.scores import palette
 from test_media import gradient
@@ -386,6 +386,53 @@ def test_gradient_checkpointing_reaches_the_unet(run_stage, tmp_path, monkeypatc
     assert seen == [bool(flags)]
 
 
+def test_every_stream_has_the_seed_that_is_given(run_stage, tmp_path, monkeypatch):
+    seen, loras = {"draws": [], "latents": []}, []
+    monkeypatch.setattr(loop, "Draws", lambda seed: seen["draws"].append(seed) or Draws(seed))
+    monkeypatch.setattr("customttt.run.data.encode", lambda model, pixels, seed: seen[
+        "latents"].append(seed) or encode(model, pixels, seed))
+    for seed in ("5", "6"):
+        run_stage("spatial", tmp_path / seed, "--steps", "1", "--seed", seed)
+        loras.append(load_file(tmp_path / seed / "adapter.safetensors"))
+    assert seen == {"draws": [5, 6], "latents": [5, 6]}
+    downs = [key for key in loras[0] if "lora_down" in key]
+    assert all((loras[0][key] - loras[1][key]).abs().max() > 0.01 for key in downs)
+
+
+def test_latents_are_of_their_seed(model):
+    pixels = torch.zeros(1, 3, 1, 64, 64)
+    assert not torch.equal(encode(model, pixels, 0), encode(model, pixels, 1))
+
+
+def test_resume_refuses_another_optimizer(run_stage, tmp_path, monkeypatch):
+    run_stage("spatial", tmp_path, "--steps", "1")
+    monkeypatch.setattr(Stage, "optimizer_class", torch.optim.AdamW)
+    with pytest.raises(UserError, match="optimizer = 'Lion', not 'AdamW'"):
+        run_stage("spatial", tmp_path, "--steps", "2", "--resume")
+
+
+def test_checkpointing_is_told_to_the_estimate_of_memory(run_stage, tmp_path, monkeypatch):
+    seen = []
+    monkeypatch.setattr("customttt.run.options.check_memory", lambda *of: seen.append(of[2:]))
+    run_stage("spatial", tmp_path, "--steps", "1", "--gradient-checkpointing")
+    assert seen == [(True, True)]
+
+
+@pytest.mark.parametrize("motion", [False, True])
+def test_a_sheet_is_sampled_as_the_recipe_says(model, tmp_path, monkeypatch, motion):
+    seen, above = [], [torch.full((2, side, side, 3), 9, dtype=torch.uint8) for side in (64, 32)]
+
+    def ddim(unet, noise, text, empty, timesteps, guidance, with_motion):
+        assert torch.equal(torch.cat([text, empty]), model.encode_text(["a star", ""]))
+        assert timesteps == ddim_timesteps(3) and guidance == 4 and with_motion is motion
+        yield noise
+    monkeypatch.setattr(sheet, "ddim", ddim)
+    monkeypatch.setattr(sheet, "write_frames", lambda frames, path, *_: seen.append(frames))
+    settings = {"frames": 2, "size": 64, "sampling_steps": 3, "guidance": 4.0}
+    sheet.sheet_writer(model, "a star", settings, 0, ((), ()), above, motion)(tmp_path / "a.png")
+    assert seen[0].shape[1] == 3 * 66 and (seen[0][0, :64, :64] == 9).all()     # not the small one
+
+
 def test_resume_refuses_another_teacher(run_stage, adapters, tmp_path):
     shutil.copytree(adapters / "spatial", tmp_path / "spatial")
     file = tmp_path / "spatial" / "adapter.safetensors"
@@ -448,6 +495,38 @@ def a_clip(frames: int = 2) -> torch.Tensor:
 def all_loras(model, rank: int = 8) -> None:
     add_lora(model.unet, "spatial", (0, 1, 2, 4, 6, 7, 8), rank, dropout=0)
     add_lora(model.unet, "temporal", (0, 1, 2, 3, 5, 6, 7, 8), rank, dropout=0)
+
+
+def test_good_steps_in_between_keep_a_run_going_and_losses_add_up(model, tmp_path, monkeypatch):
+    all_loras(model)
+    monkeypatch.setattr(loop, "MOST_SKIPPED", 3)
+    count, p = itertools.count(1), next(iter(STAGES["ttt"].parameters(model).values()))
+
+    def step(draws, backward):
+        bad = next(count) % 2 == 0
+        for loss in (1.0, 2.0):
+            backward((p * 0).sum() + loss * (float("nan") if bad else 1))
+    assert loop.fit(run_of(model, tmp_path, step, steps=5), resume=False) == (True, False)
+    assert [line["loss"] for line in log(tmp_path)] == [3] * 5
+    assert log(tmp_path)[-1]["skipped"] == 4
+
+
+def test_a_checkpoint_keeps_scaler_and_skipped(model, tmp_path):
+    all_loras(model)
+    run, cpu = run_of(model, tmp_path, None), torch.device("cpu")
+    first, second = (checkpoint.State(run, torch.amp.GradScaler("cpu", init_scale=scale), Draws(0),
+                                      cpu) for scale in (8.0, 4.0))
+    first.skipped = 7
+    first.save()
+    second.load()
+    assert second.skipped == 7 and second.scaler.get_scale() == 8
+
+
+def test_handlers_of_signals_are_put_back():
+    before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+    with loop._until_interrupted():
+        assert signal.getsignal(signal.SIGINT) is not before[0]
+    assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
 
 
 def temporal_run(model, z, text, **settings):
