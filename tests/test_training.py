@@ -31,7 +31,7 @@ from customttt.media.images import read_image
 from customttt.media.videos import read_video
 from customttt.recipes import SPATIAL, TEMPORAL, TTT
 from customttt.run import checkpoint, loop, sheet
-from customttt.run.data import encode, read_clips
+from customttt.run.data import encode, prompts_of, read_clips
 from customttt.run.stage import Stage, train_only
 from customttt.stages import STAGES, spatial_step, temporal_step
 from customttt.tiny.study.scores import palette
@@ -397,6 +397,15 @@ def test_every_stream_has_the_seed_that_is_given(run_stage, tmp_path, monkeypatc
     assert seen == {"draws": [5, 6], "latents": [5, 6]}
     downs = [key for key in loras[0] if "lora_down" in key]
     assert all((loras[0][key] - loras[1][key]).abs().max() > 0.01 for key in downs)
+
+
+def test_the_nearest_words_are_a_files_prompt(data, tmp_path):
+    shutil.copytree(data / "bear", tmp_path / "bear")
+    shutil.copy(data / "bear.txt", tmp_path)
+    first, second = files = [tmp_path / "bear" / f"{k}.png" for k in range(2)]
+    assert prompts_of(None, files) == ["a bear", "a bear"]      # beside the folder
+    first.with_suffix(".txt").write_text("a blue bear")
+    assert prompts_of("a cub", files) == ["a blue bear", "a cub"]
 
 
 def test_latents_are_of_their_seed(model):
