@@ -353,6 +353,15 @@ def test_what_a_silent_process_says_of_a_flag_is_heard(monkeypatch, capfd):
     assert "--bogus" in capfd.readouterr().err
 
 
+def test_checkpointing_reaches_the_trainings(call, monkeypatch):
+    def train(stage, args):
+        assert args.gradient_checkpointing
+        raise Trained
+    monkeypatch.setattr(cache, "train", train)
+    with pytest.raises(Trained):
+        call(4, "--gradient-checkpointing")
+
+
 def test_a_stopped_training_stops_the_table(tmp_path, monkeypatch, model_folder):
     monkeypatch.setattr(cache, "train", lambda stage, args: False)
     here = cache.Cache(tmp_path, ("--model", str(model_folder)), {})

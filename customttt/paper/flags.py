@@ -24,7 +24,6 @@ def add_shared_flags(parser: argparse.ArgumentParser) -> None:
                         "model's folder)")
     parser.add_argument("--output", type=Path, default=OUTPUT, metavar="FOLDER",
                         help="default: %(default)s")
-    parser.add_argument("--gradient-checkpointing", action="store_true", help="as in train.py")
     add_recipe_flags(parser, SAMPLED)
 
 

@@ -156,7 +156,7 @@ def parse() -> argparse.Namespace:
                         help="layer that the second probe keeps (default: 6, of motions 2)")
     parser.add_argument("--tracker", choices=list(TRACKERS),
                         help="of motions alone (default: lucas-kanade)")
-    parser.set_defaults(steps=None)     # nothing is trained
+    parser.set_defaults(steps=None, gradient_checkpointing=False)       # nothing is trained
     args = parser.parse_args()
     check_shared(args)
     if args.kind == "motion":

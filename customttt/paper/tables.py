@@ -265,6 +265,8 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--prompts", type=int, metavar="N",
                         help="the first N of each group's alone (default: all)")
     parser.add_argument("--steps", type=int, metavar="N", help="of each training, to try it out")
+    parser.add_argument("--gradient-checkpointing", action="store_true",
+                        help="of each training: less memory, more time")
 
 
 def check(args: argparse.Namespace) -> None:
