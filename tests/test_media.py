@@ -11,7 +11,7 @@ from einops import rearrange
 from PIL import Image
 
 from customttt.errors import UserError
-from customttt.media.clips import WRITERS, check_ending, contact_sheet, write_frames
+from customttt.media.clips import WRITERS, as_frames, check_ending, contact_sheet, write_frames
 from customttt.media.find import caption_beside, find_files
 from customttt.media.images import read_image
 from customttt.media.videos import read_video
@@ -399,6 +399,11 @@ def test_contact_sheet_puts_one_clip_a_row(tmp_path):
 def test_an_unknown_ending_is_refused(tmp_path, name):
     with pytest.raises(UserError, match=r"--output .*: the ending must say the format"):
         check_ending(tmp_path / name)
+
+
+def test_pixels_are_rounded_to_the_nearest_level():
+    levels = torch.tensor([-9, 0, 0.4, 0.6, 99.6, 255, 300]).view(1, 1, 1, 7).expand(1, 3, 1, 7)
+    assert as_frames(levels / 127.5 - 1)[0, 0, :, 0].tolist() == [0, 0, 0, 1, 100, 255, 255]
 
 
 @pytest.mark.parametrize("ending", WRITERS)

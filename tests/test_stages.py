@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import nn
 
 from customttt import diffusion
@@ -356,6 +357,16 @@ def test_two_loras_of_one_module_are_not_saved_as_one(model, tmp_path):
     with pytest.raises(ValueError, match="holds spatial and spatial_teacher: save each to a file"):
         save_lora(model.unet, tmp_path / "a.safetensors", names=("spatial", "spatial_teacher"))
     assert not list(tmp_path.iterdir())
+
+
+def test_a_saved_lora_has_its_scale_in_it(model, tmp_path):
+    put_loras(model, "spatial")
+    target, wrapper = next(with_lora(model.unet))
+    for _, each in with_lora(model.unet):
+        each.loras["spatial"].scale = 0.5
+    save_lora(model.unet, tmp_path / "a.safetensors", names=("spatial",))
+    up = load_file(tmp_path / "a.safetensors")[f"{target}.lora_up.weight"]
+    assert torch.equal(up, 0.5 * wrapper.loras["spatial"].up.weight)
 
 
 def test_what_the_public_names_take(model):

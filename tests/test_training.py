@@ -31,7 +31,7 @@ from customttt.media.images import read_image
 from customttt.media.videos import read_video
 from customttt.recipes import SPATIAL, TEMPORAL, TTT
 from customttt.run import checkpoint, loop, sheet
-from customttt.run.data import encode, prompts_of, read_clips
+from customttt.run.data import encode, joined_prompts, prompts_of, read_clips
 from customttt.run.stage import Stage, train_only
 from customttt.stages import STAGES, spatial_step, temporal_step
 from customttt.tiny.study.scores import palette
@@ -406,6 +406,15 @@ def test_the_nearest_words_are_a_files_prompt(data, tmp_path):
     assert prompts_of(None, files) == ["a bear", "a bear"]      # beside the folder
     first.with_suffix(".txt").write_text("a blue bear")
     assert prompts_of("a cub", files) == ["a blue bear", "a cub"]
+
+
+def test_the_prompts_of_test_time_training_are_as_given():
+    stages = {"spatial_prompt": "a bear", "temporal_prompt": "a man is lifting"}
+    given = Namespace(prompt=None, appearance_prompt="a cub", motion_prompt="a crane is lifting")
+    assert joined_prompts(stages, given) == ("a bear is lifting", "a cub", "a crane is lifting")
+    none = Namespace(prompt="a cub", appearance_prompt=None, motion_prompt=None)
+    assert joined_prompts(stages, none) == ("a cub", "a bear is doing something",
+                                            "an object is lifting")
 
 
 def test_latents_are_of_their_seed(model):
