@@ -16,7 +16,7 @@ from diffusers import AnimateDiffPipeline, MotionAdapter, UNet2DConditionModel, 
 from diffusers.utils import convert_state_dict_to_diffusers
 from peft import LoraConfig, get_peft_model, get_peft_model_state_dict, inject_adapter_in_model
 from peft.tuners.lora import LoraLayer
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import CLIPTextModel
 
@@ -31,6 +31,7 @@ from customttt.lora import with_lora
 from customttt.model.motion import positional_encoding
 from customttt.model import config
 from customttt.run.options import check_together
+from sample import apply_loras
 
 ROOT = Path(__file__).parent.parent
 KEYS = Path(__file__).parent / "keys"
@@ -132,11 +133,11 @@ def test_peft_state_dict_with_the_adapter_name(tmp_path, reference, model):
 @pytest.mark.parametrize("metadata", [True, False])
 def test_diffusers_save_lora_weights(convert, metadata, tmp_path, reference, reference_text, model):
     """UNet and text encoder in one file, both spellings, with and without diffusers' metadata."""
-    options = {"lora_alpha": 6} | PATTERNS if metadata else {"lora_alpha": 4}
-    parts = {}
-    for part, module, targets in (("unet", reference, UNET_TARGETS),
-                                  ("text_encoder", reference_text, ["q_proj", "out_proj", "fc1"])):
-        peft = LoraConfig(r=4, target_modules=targets, **options)
+    rank_is_alpha, parts = {"lora_alpha": 4}, {}
+    for part, module, targets, options in (
+            ("unet", reference, UNET_TARGETS, {"lora_alpha": 6} | PATTERNS),
+            ("text_encoder", reference_text, ["q_proj", "out_proj", "fc1"], {"lora_alpha": 2})):
+        peft = LoraConfig(r=4, target_modules=targets, **(options if metadata else rank_is_alpha))
         inject_adapter_in_model(peft, module)
         deltas = peft_deltas(module)
         parts[part] = deltas, convert(get_peft_model_state_dict(module)), peft.to_dict()
@@ -429,6 +430,16 @@ def test_motion_module_files(name, version, table, frames, tmp_path):
     assert model.unet.config.motion.version == version
 
 
+def test_a_table_of_positions_goes_before_what_a_config_says(tmp_path):
+    save_model(random_model(3), tmp_path)
+    file = tmp_path / "motion_adapter" / "diffusion_pytorch_model.safetensors"
+    assert json.loads((file.parent / "config.json").read_text())["motion_max_seq_length"] == 32
+    write({key: value[:, :24] if key.endswith(".pe") else value
+           for key, value in load_file(file).items()}, file)
+    read = read_motion_module(file.parent).config
+    assert (read.version, read.max_frames) == (1, 24)
+
+
 @pytest.mark.parametrize("version", [1, 2, 3])
 def test_a_saved_motion_adapter_keeps_its_version(version, tmp_path):
     model = random_model(version)
@@ -448,6 +459,19 @@ def test_longer_clips_are_refused(model):
 
 
 # ------------------------------------------------------------------ the command
+
+def test_sample_merges_what_a_lora_has_for_the_text_encoder(tmp_path):
+    model = tiny_model()
+    name, base = next(iter(linears(model.text_encoder, "fc1").items()))
+    before, (down, up) = base.weight.clone(), random_pair(base, rank=2)
+    public = keys.public_text(f"{name}.weight").removesuffix(".weight")
+    stem = f"lora_te_{public.replace('.', '_')}"
+    file = write({f"{stem}.lora_down.weight": down, f"{stem}.lora_up.weight": up,
+                  f"{stem}.alpha": torch.tensor(1.0)}, tmp_path / "text.safetensors")
+    apply_loras(model, [f"{file}:0.5"], motion=True)
+    after = linears(model.text_encoder)[name].weight
+    assert torch.allclose(after - before, 0.5 * 0.5 * product(up, down), atol=1e-6)
+
 
 def test_sample_says_what_was_applied(tmp_path, model_folder):
     """A domain adapter at 0.8 and another VAE, as a user gives them."""

@@ -172,6 +172,13 @@ def test_fp16_and_pickled_file_names(folder, model):
         load_model(folder)
 
 
+def test_of_several_weight_files_fp32_is_read_before_fp16_and_no_pickle(folder, model):
+    zeros = {key: torch.zeros_like(value) for key, value in load_file(folder / UNET).items()}
+    save_file(zeros, folder / "unet" / "diffusion_pytorch_model.fp16.safetensors")
+    torch.save(zeros, folder / "unet" / "diffusion_pytorch_model.bin")
+    assert_same_bits(parameters(load_model(folder)), parameters(model))
+
+
 def test_random_weights_replace_no_others(model_folder, monkeypatch):
     before = (model_folder / UNET).read_bytes()
     monkeypatch.setattr(sys, "argv", ["random_model", str(model_folder)])
@@ -437,6 +444,17 @@ def test_damaged_config(folder, change, named):
     else:
         file.write_text(changed if isinstance(changed, str) else json.dumps(changed))
     refused(lambda: load_model(folder), folder / "unet" if changed else folder, named)
+
+
+@pytest.mark.parametrize("part, entry, value", [
+    ("vae", "act_fn", "gelu"), ("vae", "use_quant_conv", False), ("vae", "shift_factor", 0.1159),
+    ("text_encoder", "hidden_act", "gelu"), ("text_encoder", "layer_norm_eps", 1e-6),
+    ("unet", "norm_eps", 1e-6), ("motion_adapter", "motion_layers_per_block", 3)])
+def test_another_architecture_is_refused_in_every_part(folder, part, entry, value):
+    """Its weights would load; what it computes is not what is built here."""
+    file = folder / part / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {entry: value}))
+    refused(lambda: load_model(folder), file, f"{entry} is {value!r}")
 
 
 @pytest.mark.parametrize("name", ["mm.ckpt", "mm.safetensors"])

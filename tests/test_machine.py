@@ -1,5 +1,6 @@
 """Machines as they are: closed streams, ASCII locales, little memory, two runs, leftovers."""
 
+import errno
 import fcntl
 import multiprocessing
 import os
@@ -145,6 +146,22 @@ def test_the_estimate_grows_with_what_is_asked_for():
                                    checkpointing=True) for f in (64, 8))
     assert shown == all_of_them         # a sheet of images samples no others
     assert 2 ** 28 < total(torch.device("cpu")) < 2 ** 44
+
+
+def test_the_estimate_counts_the_pixels_that_are_decoded():
+    model, settings = random_model(), {"size": 1024, "frames": 1}
+    widest = 1024 ** 2 * model.vae.config.channels[0] * 4       # bytes of one feature map, fp32
+    assert estimate(model, settings, training=False, checkpointing=False) > 5 * widest
+
+
+@pytest.mark.parametrize("limit, there", [("1000000000\n", 10 ** 9), ("max\n", None)])
+def test_the_memory_of_a_container_is_what_it_may_use(monkeypatch, limit, there):
+    read = Path.read_text
+    monkeypatch.setattr(Path, "read_text", lambda path: limit if path.name == "memory.max" else
+                        read(path))
+    physical = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    assert total(torch.device("cpu")) <= (there or physical)
+    assert there is None or total(torch.device("cpu")) == there
 
 
 def test_what_was_measured_at_full_size_is_not_refused():
@@ -334,6 +351,16 @@ def test_the_optimizer_of_a_checkpoint_is_finite_and_has_this_runs_rates(call, p
         assert call(stage, "--resume", "--steps", "2")[0] == 0
         results.append((place / "out/adapter.safetensors").read_bytes())
     assert results[0] == results[1]
+
+
+def test_a_file_system_that_cannot_lock_is_said_and_used(tmp_path, monkeypatch):
+    def cannot(file, how):
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+    monkeypatch.setattr(fcntl, "flock", cannot)
+    with pytest.warns(UserWarning, match="cannot be locked .* start no other run with this"):
+        with locked(tmp_path / "run"):
+            (tmp_path / "run" / "a.txt").touch()
+    assert [file.name for file in (tmp_path / "run").iterdir()] == ["a.txt"]
 
 
 def test_a_sheet_that_a_kill_left_undrawn_is_drawn(call, place):

@@ -126,7 +126,7 @@ def test_a_folder_gives_its_images_in_order_and_nothing_else(tmp_path):
         (tmp_path / name).touch()
     found = find_files([tmp_path, tmp_path / "b.JPG"], {".png", ".jpg"}, "image")
     assert [path.name for path in found] == ["a.png", "b.JPG", "b.JPG"]
-    (tmp_path / "b.TXT").write_text("a bear\n")
+    (tmp_path / "b.TXT").write_text("a bear\n", encoding="utf-8-sig")      # as Notepad saves it
     assert caption_beside(tmp_path / "b.JPG") == "a bear"
 
 
