@@ -8,7 +8,10 @@ output/ttt. The ending of --output chooses the format: .mp4, .gif, .webp, or .pn
 
 import argparse
 import math
+import os
 from pathlib import Path
+
+os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")      # before torch is imported: run/memory.py
 
 from tqdm import tqdm
 

@@ -11,6 +11,9 @@ with its source by `python train.py --stage STAGE --help`.
 
 import argparse
 import contextlib
+import os
+
+os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")      # before torch is imported: run/memory.py
 
 from customttt.errors import STOPPED, UserError, command_parser, flag, run_command
 from customttt.paper.systems import COMPARED

@@ -17,20 +17,30 @@ SAMPLING, TRAINING, DECODING = 10, 230, 10
 CHECKPOINTED, CHECKPOINTED_ON_GPU = 190, 50     # not measured on a GPU, where less is held: low
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3     # of glibc's malloc.h
+SMALL = range(24, 1032, 16)     # bytes; 34 MB of them stay in use
 
 
 def keep_freed_memory() -> None:
-    """Let the process keep what it frees, for its own next use.
+    """Let the process keep what it frees, and find it again. Does nothing where there is no glibc.
 
     By default glibc gives large blocks back to the kernel, which hands out zeroed pages again, one
-    fault each, at every step. Does nothing where there is no glibc.
+    fault each, at every step. And where a tensor was freed, the next of its size does not fit:
+    PyTorch asks for aligned blocks, glibc cuts them out of larger ones, and the cuttings are lost
+    to small requests. Those get blocks of their own here. With THP_MEM_ALLOC_ENABLE=1, which PyTorch
+    reads as it is imported, the cuttings are too large for them, and are free when their tensor is.
     """
     try:
-        mallopt = ctypes.CDLL(None).mallopt
+        libc = ctypes.CDLL(None)
+        mallopt = libc.mallopt
     except (AttributeError, OSError, TypeError):
         return
     mallopt(M_MMAP_THRESHOLD, 2 ** 30)      # smaller blocks come from the heap,
-    mallopt(M_TRIM_THRESHOLD, 2 ** 31 - 1)  # which does not shrink
+    mallopt(M_TRIM_THRESHOLD, -1)           # which does not shrink
+    libc.malloc.argtypes, libc.malloc.restype = [ctypes.c_size_t], ctypes.c_void_p
+    libc.free.argtypes, libc.free.restype = [ctypes.c_void_p], None
+    small = [libc.malloc(size) for size in SMALL for _ in range(2000)]
+    for block in small[::2]:                # every other one, so that they are not joined again
+        libc.free(block)
 
 
 def check_memory(model: Model, settings: dict, training: bool, checkpointing: bool = False) -> None:

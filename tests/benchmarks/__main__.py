@@ -96,9 +96,11 @@ def measured(args: argparse.Namespace, row: str, side: str, folder: str) -> dict
                  "device": args.device, "precision": args.precision, "small": args.small,
                  "runs": args.runs, "commands": default_run(args.small) if row == "tiny" else []}
         checkout = args.before.resolve() if side == "before" else ROOT
+        ours = side == "ours" or row == "placement"
+        pages = {"THP_MEM_ALLOC_ENABLE": "1"} if ours else {}       # as train.py and sample.py do
         child = subprocess.run(
             [sys.executable, ROOT / "tests" / "benchmarks" / "work.py", json.dumps(flags)],
-            env=os.environ | {"PYTHONPATH": str(checkout)}, capture_output=True, text=True)
+            env=os.environ | {"PYTHONPATH": str(checkout)} | pages, capture_output=True, text=True)
     if child.returncode:
         raise UserError(f"{row}, {side}: {child.stderr.strip()[-600:]}")
     return json.loads(child.stdout.splitlines()[-1])
