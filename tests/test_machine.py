@@ -122,6 +122,25 @@ def test_windows_is_asked_to_flush_a_file_that_may_be_written(tmp_path, monkeypa
     assert modes == [os.O_RDWR]
 
 
+BEFORE_TORCH = """
+import os, sys
+class Importing:
+    def find_spec(name, *rest):
+        if name == "torch":
+            sys.exit(os.environ.get("THP_MEM_ALLOC_ENABLE") != "1")
+sys.meta_path.insert(0, Importing)
+import {}
+"""
+
+
+@pytest.mark.parametrize("script", ["train", "sample"])
+def test_huge_pages_are_asked_for_before_torch_is_imported(script):
+    """It reads the variable then and never again."""
+    unset = {name: value for name, value in os.environ.items() if name != "THP_MEM_ALLOC_ENABLE"}
+    assert subprocess.run([sys.executable, "-c", BEFORE_TORCH.format(script)], cwd=ROOT,
+                          env=unset).returncode == 0
+
+
 # Numbers
 
 @pytest.mark.parametrize("command, flags", [
