@@ -13,8 +13,7 @@ from .sheet import stride
 # Numbers held at the peak for each number of the first layer's features (of the VAE's, for each of
 # its widest): three quarters of what was measured at full size (docs/performance.md), so that
 # nothing that fits is refused. The tiny model holds more.
-SAMPLING, TRAINING, DECODING = 10, 230, 10
-CHECKPOINTED, CHECKPOINTED_ON_GPU = 190, 50     # not measured on a GPU, where less is held: low
+SAMPLING, TRAINING, CHECKPOINTED, DECODING = 10, 200, 50, 10
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3     # of glibc's malloc.h
 SMALL = range(24, 1032, 16)     # bytes; 34 MB of them stay in use
@@ -66,8 +65,7 @@ def estimate(model: Model, settings: dict, training: bool, checkpointing: bool) 
     features = (size / model.vae.factor) ** 2 * unet.channels[0] * model.dtype.itemsize
     drawn = 2 * frames * features * SAMPLING        # with and without the prompt
     pictures = settings.get("batch_size", frames)
-    checkpointed = CHECKPOINTED if model.device.type == "cpu" else CHECKPOINTED_ON_GPU
-    held = checkpointed if checkpointing else TRAINING
+    held = CHECKPOINTED if checkpointing else TRAINING
     trained = pictures * features * held if training else 0
     pixels = size ** 2 * model.vae.config.channels[0] * model.dtype.itemsize * DECODING
     return weights + max(drawn, trained, pixels)
