@@ -58,9 +58,9 @@ def main() -> None:
         require_motion(model, instead="or sample images with --no-motion")
     loras = args.lora
     if loras is None:
-        loras = [JOINED] if JOINED.exists() else []
+        loras = [JOINED] if any(JOINED.glob("*.safetensors")) else []   # a stopped run leaves none
         if not loras:
-            print(f"no LoRA: there is no {JOINED}, and no --lora")
+            print(f"no LoRA: there is none in {JOINED}, and no --lora")
     prompt = apply_loras(model, loras, args.motion)
     if args.prompt is not None:
         prompt = args.prompt

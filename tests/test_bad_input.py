@@ -60,7 +60,8 @@ def call(place, monkeypatch, capsys):
                               "--steps", "1"],
                  "ttt": ["--spatial", place / "stages/spatial", "--temporal",
                          place / "stages/temporal", "--steps", "1", "--reference-steps", "1"],
-                 "sample": ["--prompt", "a bear", "--output", place / "out/clip.png"]}[command]
+                 "sample": ["--lora", "--prompt", "a bear",
+                            "--output", place / "out/clip.png"]}[command]
         stage = [] if command == "sample" else ["--stage", command, "--sheet-every", "0",
                                                     "--output", place / "out"]
         monkeypatch.setattr(sys, "argv", [str(a) for a in (

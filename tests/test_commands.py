@@ -206,6 +206,17 @@ def test_a_model_without_motion_module_samples_images_only(trained, model_folder
         assert image.n_frames == 3
 
 
+def test_the_folder_of_a_stopped_run_is_no_lora(model_folder, tmp_path, monkeypatch, capsys):
+    """Without --lora: the default run makes the folders of all its stages before the first."""
+    (tmp_path / "output/ttt").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["sample.py", "--model", str(model_folder), "--prompt",
+                                      "a bear", *SIZES, "--output", "clip.webp"])
+    sample.main()
+    assert "no LoRA: there is none in " in capsys.readouterr().out
+    assert (tmp_path / "clip.webp").exists()
+
+
 def test_without_a_stage_all_run_in_turn(monkeypatch, tmp_path, capsys):
     """Each in its own folder; a resumed one only where there is a checkpoint; Ctrl-C ends all. A
     run of a later stage, unfinished or at work, is seen before the first stage trains; a finished
