@@ -58,7 +58,8 @@ def main() -> None:
         require_motion(model, instead="or sample images with --no-motion")
     loras = args.lora
     if loras is None:
-        loras = [JOINED] if any(JOINED.glob("*.safetensors")) else []   # a stopped run leaves none
+        # A default run that is stopped in an earlier stage leaves the folder empty.
+        loras = [JOINED] if any(JOINED.glob("*.safetensors")) else []
         if not loras:
             print(f"no LoRA: there is none in {JOINED}, and no --lora")
     prompt = apply_loras(model, loras, args.motion)

@@ -83,8 +83,8 @@ def read_only(place: Path) -> tuple[int, list[str]]:
         return 0, []
     try:
         commands = [stage(name, place, folder / "run") for name in STAGES]
-        commands += [["sample", "--model", TINY, "--prompt", "a bear", "--output", folder / name]
-                     for name in OUTPUTS]
+        commands += [["sample", "--lora", "--model", TINY, "--prompt", "a bear",
+                      "--output", folder / name] for name in OUTPUTS]
         for command in commands:
             faults += refused(Child(command, place / "said"), str(folder))
             count += 1
