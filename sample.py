@@ -58,7 +58,7 @@ def main() -> None:
         require_motion(model, instead="or sample images with --no-motion")
     loras = args.lora
     if loras is None:
-        # A default run that is stopped in an earlier stage leaves the folder empty.
+        # A default run that was killed in an earlier stage, or is at work, has none there yet.
         loras = [JOINED] if any(JOINED.glob("*.safetensors")) else []
         if not loras:
             print(f"no LoRA: there is none in {JOINED}, and no --lora")

@@ -67,19 +67,15 @@ def main() -> int:
             args.resume &= (args.output / CHECKPOINT).exists()
         runs.append((stage, args))
 
-    def forget() -> None:       # finished runs of later stages, else a later --resume finds them
-        for _, args in runs[1:]:
-            if not args.resume:
-                (args.output / CHECKPOINT).unlink(missing_ok=True)
-
     with contextlib.ExitStack() as held:
         for stage, args in runs:        # the last folder, too, before the first stage trains
             held.enter_context(locked(args.output))
             check_folder(args.output, stage.kind, args.resume)
-        for stage, args in runs:
+        for k, (stage, args) in enumerate(runs):
             if chosen is None:
                 print(f"\nstage {stage.name}")
-            if not train(stage, args, forget if stage is runs[0][0] else lambda: None):
+            outdated = [later.output / CHECKPOINT for _, later in runs[k + 1:] if not later.resume]
+            if not train(stage, args, outdated):
                 return STOPPED
     return 0
 

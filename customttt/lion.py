@@ -1,5 +1,7 @@
 """Lion, the optimizer of the three stages (Chen et al. 2023, algorithm 2)."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -29,7 +31,12 @@ class Lion(torch.optim.Optimizer):
         super().__init__(params, {"lr": lr, "betas": betas, "weight_decay": weight_decay})
 
     @torch.no_grad()
-    def step(self) -> None:
+    def step(self, closure: Callable[[], Tensor] | None = None) -> Tensor | None:
+        """`closure`, as PyTorch's optimizers take it, computes the loss and its gradients first."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
         for group in self.param_groups:
             for theta in group["params"]:
                 if theta.grad is None:
@@ -39,3 +46,4 @@ class Lion(torch.optim.Optimizer):
                     state["m"] = torch.zeros_like(theta)
                 lion_update(theta, theta.grad, state["m"], group["lr"], *group["betas"],
                             group["weight_decay"])
+        return loss

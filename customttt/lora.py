@@ -59,6 +59,7 @@ class WithLoRA(nn.Module):
 
     @property
     def weight(self) -> Tensor:
+        """The base's: the layers around ask whether it is frozen."""
         return self.base.weight
 
     def forward(self, x: Tensor) -> Tensor:

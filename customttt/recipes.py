@@ -41,7 +41,7 @@ def is_full_size(unet: UNet) -> bool:
     return unet.config.channels == SD15_UNET.channels
 
 
-MOST_STEPS = TIMESTEPS // 2     # with more, diffusers' last DDIM step ends short of clean latents
+MOST_STEPS = TIMESTEPS // 2     # with 501 the first timestep would be 501, not near 999
 EVERYWHERE = {
     "size": Setting(256, "supplement", "pixels along each side"),
     "frames": Setting(16, "supplement", "of a clip"),
@@ -72,7 +72,7 @@ SPATIAL = Recipe(
         "spatial_layers": Setting((2, 6), "supplement, section 3", "with LoRA, W_s", zero=True),
         "batch_size": Setting(1, "open: AnimateDiff-MotionDirector draws one frame a step",
                               "images a step"),
-        "frames": Setting(16, "supplement", "of the contact sheet, which shows every other one"),
+        "frames": Setting(16, "supplement", "of the contact sheet, which shows about eight"),
     },
     tiny=SMALL | {
         "betas": Setting((0.98, 0.998), "tiny: the signs of noisy gradients, docs/study.md"),

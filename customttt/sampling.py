@@ -19,7 +19,8 @@ def sample_latents(model: Model, prompt: str | Sequence[str], steps: int = 25,
     """A generator that yields every x_t, `steps` of them, the last one clean: (1 4 f h w), fp32.
 
     `prompt`: one, or nine, one a layer (the probe of the supplement's section 3). `size`: pixels
-    along each side. `latents`: the noise to start from, in place of the seed's. Raises ValueError.
+    along each side. `latents`: the noise (1 4 f h w) to start from; frames, size and seed then
+    count for nothing. Raises ValueError as the first x_t is asked for.
     """
     if latents is None:
         latents = initial_noise(model, frames, size, seed)

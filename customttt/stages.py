@@ -111,6 +111,6 @@ SPATIAL = Stage("spatial", "spatial", recipes.SPATIAL, add_data_flags, prepare_s
 TEMPORAL = Stage("temporal", "temporal", recipes.TEMPORAL, add_data_flags, prepare_temporal,
                  temporal_step, trained=("temporal",), rows=(("temporal",),))
 TTT = Stage("ttt", "joined", recipes.TTT, add_ttt_flags, prepare_ttt, ttt_step, trained=STUDENT,
-            rows=((), TEACHERS[:1], TEACHERS[1:],       # base, subject, motion,
-                  TEACHERS, STUDENT))                   # joined as they are, joined by training
+            rows=((), ("spatial_teacher",), ("temporal_teacher",),      # base, subject, motion,
+                  TEACHERS, STUDENT))       # joined as they are, joined by training
 STAGES = {stage.name: stage for stage in (SPATIAL, TEMPORAL, TTT)}

@@ -227,12 +227,13 @@ def test_without_a_stage_all_run_in_turn(monkeypatch, tmp_path, capsys):
     ran = []
     monkeypatch.chdir(tmp_path)
 
-    def stops_in_the_second(stage, args, begins):
+    def stops_in_the_second(stage, args, outdated):
         ran.append((stage.name, str(args.output), args.resume))
-        begins()
+        for each in outdated:
+            each.unlink(missing_ok=True)
         return stage.name != "temporal"
 
-    def wrong(stage, args, begins):
+    def wrong(stage, args, outdated):
         raise UserError("--model typo: no such model")
     monkeypatch.setattr(train, "train", stops_in_the_second)
     (tmp_path / "output" / "spatial").mkdir(parents=True)
@@ -262,7 +263,7 @@ def test_without_a_stage_all_run_in_turn(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(train, "train", stops_in_the_second)
     train.main()
     monkeypatch.setattr(sys, "argv", ["train.py", "--resume"])
-    monkeypatch.setattr(train, "train", lambda stage, args, begins: begins() or ran.append(
+    monkeypatch.setattr(train, "train", lambda stage, args, outdated: ran.append(
         (stage.name, args.resume)) or True)
     train.main()
     assert ran[-1] == ("ttt", False)

@@ -346,6 +346,17 @@ def test_lion(betas, weight_decay):
     assert relative_error(*end) <= 1e-6
 
 
+def test_lion_takes_a_closure_as_other_optimizers_do():
+    theta = nn.Parameter(torch.ones(3))
+
+    def loss():
+        theta.square().sum().backward()
+        return theta.square().sum()
+    with torch.no_grad():
+        assert customttt.Lion([theta], lr=0.1, weight_decay=0.0).step(loss).item() == 3
+    torch.testing.assert_close(theta.detach(), torch.full((3,), 0.9))
+
+
 # ------------------------------------------------------------------ LoRA
 
 PLACEMENTS = [("spatial", (2, 6), False), ("spatial", (0, 1, 2, 4, 6, 7, 8), True),

@@ -8,7 +8,8 @@ from torch import nn
 from customttt import diffusion
 from customttt.diffusion import TIMESTEPS, add_noise, alpha_bar, ddim_step, ddim_timesteps
 from customttt.draws import Draws, stream_seed
-from customttt.files.lora_files import save_lora
+from customttt.files.load import load_model
+from customttt.files.lora_files import load_lora, save_lora
 from customttt.lion import Lion
 from customttt.lora import LoRA, add_lora, lora_on, lora_parameters, targets, with_lora
 from customttt.losses import debias, noise_loss, preservation_loss
@@ -350,6 +351,21 @@ def test_what_is_there_is_said_where_nothing_can_be_saved(model, tmp_path):
     put_loras(model, "spatial")
     with pytest.raises(ValueError, match=r"no LoRA called motion to save; the UNet has \['spat"):
         save_lora(model.unet, tmp_path / "motion.safetensors", names=("motion",))
+
+
+def test_what_was_loaded_is_saved_with_the_rest(model, tmp_path):
+    put_loras(model, "spatial")
+    save_lora(model.unet, tmp_path / "a.safetensors")
+    load_lora(model.unet, tmp_path / "a.safetensors", name="again")
+    with pytest.raises(ValueError, match="holds spatial and again"):
+        save_lora(model.unet, tmp_path / "b.safetensors")
+    fresh = load_model("weights/tiny")
+    load_lora(fresh.unet, tmp_path / "a.safetensors")
+    put_loras(fresh, "temporal")
+    save_lora(fresh.unet, tmp_path / "c.safetensors")
+    before, after = (load_file(tmp_path / f"{name}.safetensors") for name in "ac")
+    assert len(after) > len(before)
+    assert all(torch.equal(after[key], before[key]) for key in before)
 
 
 def test_two_loras_of_one_module_are_not_saved_as_one(model, tmp_path):

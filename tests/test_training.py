@@ -29,6 +29,7 @@ from customttt.losses import noise_loss
 from customttt.media.clips import as_frames, write_frames
 from customttt.media.images import read_image
 from customttt.media.videos import read_video
+from customttt.paper.cache import parsed
 from customttt.recipes import SPATIAL, TEMPORAL, TTT
 from customttt.run import checkpoint, loop, sheet
 from customttt.run.data import encode, joined_prompts, prompts_of, read_clips
@@ -427,6 +428,19 @@ def test_resume_refuses_another_optimizer(run_stage, tmp_path, monkeypatch):
     monkeypatch.setattr(Stage, "optimizer_class", torch.optim.AdamW)
     with pytest.raises(UserError, match="optimizer = 'Lion', not 'AdamW'"):
         run_stage("spatial", tmp_path, "--steps", "2", "--resume")
+
+
+def test_checkpoints_of_later_stages_go_once_this_one_can_train(tmp_path):
+    def spatial(*flags: str) -> bool:
+        args = parsed(STAGES["spatial"], ["--output", str(tmp_path / "spatial"), "--steps", "1",
+                                          "--sheet-every", "0", *flags])
+        return train.train(STAGES["spatial"], args, [later])
+    later = tmp_path / "checkpoint.pt"
+    later.touch()
+    with pytest.raises(UserError, match="--data"):
+        spatial("--data", str(tmp_path / "typo"))
+    assert later.exists()
+    assert spatial() and not later.exists()
 
 
 def test_checkpointing_is_told_to_the_estimate_of_memory(run_stage, tmp_path, monkeypatch):

@@ -74,18 +74,19 @@ class LoRAFile:
 
 
 def save_lora(unet: UNet, path: str | Path, metadata: dict | None = None,
-              names: tuple[str, ...] = ("spatial", "temporal")) -> None:
-    """Write the LoRAs of these names to a safetensors file.
+              names: tuple[str, ...] | None = None) -> None:
+    """Write the LoRAs of these names (default: all) to a safetensors file.
 
     Keys are dotted: `layers.2.spatial_transformers.0.block.attn1.to_q.lora_down.weight`; a
-    LoRA's scale is multiplied into `lora_up`. The file's metadata says what was trained; values
-    that are not strings are written as JSON. Raises ValueError where no LoRA has one of these
-    names, or one module has two.
+    LoRA's scale is multiplied into `lora_up`. The file's metadata says what was trained (stage ttt
+    reads kind, prompt, rank and spatial_layers or temporal_layers); values that are not strings
+    are written as JSON. Raises ValueError where there is nothing to save, or one module has two of
+    these LoRAs.
     """
     tensors, there = {}, set()
     for target, wrapper in with_lora(unet):
         there |= wrapper.loras.keys()
-        held = [name for name in names if name in wrapper.loras]
+        held = [name for name in wrapper.loras if names is None or name in names]
         if len(held) > 1:
             raise ValueError(f"{target} holds {' and '.join(held)}: save each to a file of its own")
         for name in held:
@@ -94,8 +95,8 @@ def save_lora(unet: UNet, path: str | Path, metadata: dict | None = None,
             tensors[f"{target}.lora_down.weight"] = down.cpu().contiguous()
             tensors[f"{target}.lora_up.weight"] = up.cpu().contiguous()
     if not tensors:
-        raise ValueError(f"no LoRA called {' or '.join(names)} to save; the UNet has "
-                         f"{sorted(there) or 'none'}")
+        called = "" if names is None else f" called {' or '.join(names)}"
+        raise ValueError(f"no LoRA{called} to save; the UNet has {sorted(there) or 'none'}")
     write_tensors(tensors, path, metadata)
 
 

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from .frozen import Conv2d, cheaply, is_large
+from .frozen import Conv2d, direct_or_recomputed, is_large
 
 SHORT, MANY = 32, 2 ** 21       # tokens, bytes: where attention is a few plain products
 PART = 4096     # tokens that a feed-forward takes at once where there are many: memory stays small
@@ -35,7 +35,7 @@ class FrameGroupNorm(nn.GroupNorm):
 
 def norm_silu(norm: FrameGroupNorm, x: Tensor, clips: int) -> Tensor:
     """((b f) c h w), b = `clips` -> the same shape: silu(norm(x))."""
-    run = cheaply(x, norm.weight)
+    run = direct_or_recomputed(x, norm.weight)
     return run(lambda x: F.silu(norm(x, clips)), x)
 
 
@@ -107,7 +107,7 @@ class FeedForward(nn.Module):
         if not is_large(x):
             return self.out(self.geglu(x))
         parts = x.flatten(end_dim=-2).split(PART)
-        run = cheaply(x, self.value_gate.weight)
+        run = direct_or_recomputed(x, self.value_gate.weight)
         return torch.cat([self.out(run(self.geglu, part)) for part in parts]).view_as(x)
 
     def geglu(self, x: Tensor) -> Tensor:

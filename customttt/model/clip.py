@@ -52,7 +52,7 @@ class TextEncoder(nn.Module):
         self.final_norm = nn.LayerNorm(config.width)
 
     def forward(self, ids: Tensor) -> Tensor:
-        """(b n) -> (b n d)."""
+        """(b n) -> (b n d). Raises ValueError for shapes that do not fit."""
         if ids.ndim != 2 or ids.shape[1] > self.config.length:
             raise ValueError(f"ids: (b n) with n at most {self.config.length}; "
                              f"got {tuple(ids.shape)}")

@@ -58,7 +58,7 @@ def directly(function: Callable[..., Tensor], *inputs) -> Tensor:
     return function(*inputs)
 
 
-def cheaply(x: Tensor, weight: Tensor) -> Callable[..., Tensor]:
+def direct_or_recomputed(x: Tensor, weight: Tensor) -> Callable[..., Tensor]:
     """How a cheap function of x is run: `recomputed` where what it would keep is large, and its
     weight is frozen (in pretraining, at small widths, time counts for more)."""
     passes_on = x.requires_grad and torch.is_grad_enabled() and not weight.requires_grad

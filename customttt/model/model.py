@@ -31,8 +31,8 @@ class Model:
 
     def checksum(self) -> str:
         """SHA-256 of the sums of all weights, whose bits are summed as whole numbers: quick, and
-        exact on every device. And of the UNet's configuration: motion modules of versions 1 and 3
-        have the same weights."""
+        exact on every device. And of the UNet's configuration: one motion file can be read as
+        version 1 or as version 3."""
         whole = {2: torch.int16, 4: torch.int32, 8: torch.int64}
         sums = [p.detach().flatten().view(whole[p.element_size()]).sum().item()
                 for part in (self.text_encoder, self.vae, self.unet) for p in part.parameters()]

@@ -32,7 +32,8 @@ class VAE(nn.Module):
         return 2 ** (len(self.config.channels) - 1)
 
     def posterior(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
-        """(n 3 H W) in [-1, 1] -> mean and standard deviation (n c h w), not yet scaled."""
+        """(n 3 H W) in [-1, 1] -> mean and standard deviation (n c h w), not yet scaled.
+        Raises ValueError for shapes that do not fit."""
         if pixels.ndim != 4 or pixels.shape[1] != 3 or any(
                 side % self.factor for side in pixels.shape[2:]):
             raise ValueError(f"pixels: (n 3 H W) with H and W divisible by {self.factor}; "

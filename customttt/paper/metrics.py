@@ -75,11 +75,11 @@ def directions(tracks: Tensor) -> Tensor:
 
 
 def correlation(tracks: Tensor, others: Tensor) -> Tensor:
-    """corr of the supplement's equation 1: (n t 2), (m t 2) -> (n m), the mean over time of the
+    """corr of the supplement's equation 1: (m t 2), (n t 2) -> (m n), the mean over time of the
     cosine of two displacements. Two points that stand still at that time agree; one does not."""
     a, b = directions(tracks), directions(others)
     still_a, still_b = ((each == 0).all(-1).float() for each in (a, b))
-    return (torch.einsum("ntc,mtc->nm", a, b) + still_a @ still_b.T) / a.shape[1]
+    return (torch.einsum("mtc,ntc->mn", a, b) + still_a @ still_b.T) / a.shape[1]
 
 
 def motion_fidelity(tracks: Tensor, reference: Tensor) -> float:
@@ -88,7 +88,7 @@ def motion_fidelity(tracks: Tensor, reference: Tensor) -> float:
       1/2 (1/m sum_{generated} max_{reference} corr + 1/n sum_{reference} max_{generated} corr)
 
     Points that never move (LEAST_TRAVEL) are left out: they are most of a picture, and have no
-    direction. 0 where one of the clips has no others; 1 where neither has.
+    direction. 0 where no point moves in one of the clips; 1 where none moves in either.
     """
     check_tracks(tracks, reference)
     a, b = moving(tracks), moving(reference)

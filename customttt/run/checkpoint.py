@@ -29,7 +29,7 @@ class State:
         return self.run.metadata | self.run.settings | {
             "seed": self.run.seed, "precision": self.run.precision,
             "optimizer": type(self.run.optimizer).__name__,
-            "device": self.device.type, "base_weights": self.run.base_weights}
+            "device": self.device.type, "base_weights": self.run.base_checksum}
 
     def save(self) -> None:
         """Write the checkpoint, and beside it what is trained so far."""

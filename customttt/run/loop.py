@@ -42,7 +42,7 @@ class Run:
     metadata: dict              # of the files; "kind" says what is trained
     precision: str              # "fp32", "bf16" or "fp16"
     seed: int
-    base_weights: str           # a checksum of the model that it starts from
+    base_checksum: str          # a checksum of the model that it starts from
     checkpoint_every: int
     sheet_every: int            # 0: never
 
@@ -61,7 +61,8 @@ def fit(run: Run, resume: bool) -> tuple[bool, bool]:
     else:
         checkpoint.start_afresh(run.folder)
 
-    steps, saved = run.settings["steps"], state.step if resume else None
+    steps = run.settings["steps"]
+    saved = state.step if resume else None
     in_a_row, mean = 0, None        # steps that were not finite; running mean of the loss
     run.module.train()
     with _until_interrupted() as interrupted, tqdm(

@@ -13,10 +13,10 @@ from .sheet import stride
 # Numbers held at the peak for each number of the first layer's features (of the VAE's, for each of
 # its widest): three quarters of what was measured at full size (docs/performance.md), so that
 # nothing that fits is refused. The tiny model holds more.
-SAMPLING, TRAINING, CHECKPOINTED, DECODING = 10, 200, 50, 10
+SAMPLED, TRAINED, CHECKPOINTED, DECODED = 10, 200, 50, 10
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3     # of glibc's malloc.h
-SMALL = range(24, 1032, 16)     # bytes; 34 MB of them stay in use
+SMALL_BLOCKS = range(24, 1032, 16)     # bytes; 34 MB of them stay in use
 
 
 def keep_freed_memory() -> None:
@@ -37,7 +37,7 @@ def keep_freed_memory() -> None:
     mallopt(M_TRIM_THRESHOLD, -1)           # which does not shrink
     libc.malloc.argtypes, libc.malloc.restype = [ctypes.c_size_t], ctypes.c_void_p
     libc.free.argtypes, libc.free.restype = [ctypes.c_void_p], None
-    small = [libc.malloc(size) for size in SMALL for _ in range(2000)]
+    small = [libc.malloc(size) for size in SMALL_BLOCKS for _ in range(2000)]
     for block in small[::2]:                # every other one, so that they are not joined again
         libc.free(block)
 
@@ -63,11 +63,11 @@ def estimate(model: Model, settings: dict, training: bool, checkpointing: bool) 
     if training and unet.motion is None:        # a sheet of images
         frames = len(range(0, frames, stride(frames)))
     features = (size / model.vae.factor) ** 2 * unet.channels[0] * model.dtype.itemsize
-    drawn = 2 * frames * features * SAMPLING        # with and without the prompt
+    drawn = 2 * frames * features * SAMPLED        # with and without the prompt
     pictures = settings.get("batch_size", frames)
-    held = CHECKPOINTED if checkpointing else TRAINING
+    held = CHECKPOINTED if checkpointing else TRAINED
     trained = pictures * features * held if training else 0
-    pixels = size ** 2 * model.vae.config.channels[0] * model.dtype.itemsize * DECODING
+    pixels = size ** 2 * model.vae.config.channels[0] * model.dtype.itemsize * DECODED
     return weights + max(drawn, trained, pixels)
 
 

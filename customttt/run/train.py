@@ -1,7 +1,7 @@
 """One stage, from its flags to its LoRA file: what train.py runs, and the paper's tables."""
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
 
@@ -15,13 +15,13 @@ from .sheet import sheet_writer
 from .stage import Stage, train_only
 
 
-def train(stage: Stage, args: argparse.Namespace,
-          begins: Callable[[], None] = lambda: None) -> bool:
-    """One stage, from its data to its LoRA file. `begins` is called when nothing can be wrong any
-    more with this stage's flags. Returns False if Ctrl-C came."""
+def train(stage: Stage, args: argparse.Namespace, outdated: Iterable[Path] = ()) -> bool:
+    """One stage, from its data to its LoRA file. `outdated`: checkpoints of finished runs of later
+    stages, which a later --resume must not find; removed once nothing can be wrong any more with
+    this stage's flags. Returns False if Ctrl-C came."""
     model, precision = open_model(args, stage.motion)
     settings = chosen_settings(args, stage.recipe, model)
-    base_weights = model.checksum()
+    base_checksum = model.checksum()
     torch.manual_seed(stream_seed(args.seed, "lora"))
     job = stage.prepare(model, settings, args)
     model.unet.gradient_checkpointing = args.gradient_checkpointing
@@ -33,14 +33,15 @@ def train(stage: Stage, args: argparse.Namespace,
                 "recipe": settings} | job.metadata
     parameters = stage.parameters(model)
     train_only(model.unet, parameters)
-    begins()
+    for each in outdated:
+        each.unlink(missing_ok=True)
     if job.data is not None and not args.resume:
         write_frames(job.data, args.output / "data.png")
     finished, stopped = fit(Run(
         args.output, model.unet, parameters, stage.optimizer(parameters, settings),
-        step=partial(stage.step, model.unet, *job.inputs, settings),
+        step=partial(stage.step, model.unet, *job.inputs, settings),     # stages.py
         save=partial(stage.save, model), write_sheet=write_sheet, settings=settings,
-        metadata=metadata, precision=precision, seed=args.seed, base_weights=base_weights,
+        metadata=metadata, precision=precision, seed=args.seed, base_checksum=base_checksum,
         checkpoint_every=args.checkpoint_every, sheet_every=args.sheet_every), args.resume)
     print(f"trained: {args.output / 'adapter.safetensors'}" if finished else
           "stopped and saved; go on with the same command and --resume")
