@@ -17,7 +17,8 @@ from customttt.run.data import Texts
 from customttt.run.loop import autocast
 from customttt.tiny.pretraining.judge import Judge
 from customttt.tiny.study import metrics, protocol, search, student, study
-from customttt.tiny.study.scores import METRICS, combinations, other_motion, other_subject, score
+from customttt.tiny.study.scores import (combinations, judged, measured, other_motion,
+                                           other_subject)
 from customttt.tiny.world.clips import SCENES, make_clip, render
 from customttt.tiny.world.motions import HELD_OUT_MOTIONS
 from customttt.tiny.world.subjects import HELD_OUT_SUBJECTS
@@ -41,12 +42,13 @@ def test_metrics_tell_right_from_wrong(model_folder):
         frames = render(clip)
         wrong = replace(right, subject=other_subject(right.subject),
                         motion=other_motion(right.motion))
-        own, other = (score(judge, each, frames, seed=1) for each in (right, wrong))
+        own, other = (measured(each, frames, seed=1) | judged(judge, each, frames)
+                      for each in (right, wrong))
         assert own["identity"] > 0.9 and own["motion"] > 0.9
-        gaps.append({metric: own[metric] - other[metric] for metric in METRICS})
-    nobody = score(judge, right, torch.zeros_like(frames), seed=1)
+        gaps.append({metric: own[metric] - other[metric] for metric in own})
+    nobody = measured(right, torch.zeros_like(frames), seed=1)
     assert nobody["identity"] == 0
-    mean = {metric: sum(gap[metric] for gap in gaps) / len(gaps) for metric in METRICS}
+    mean = {metric: sum(gap[metric] for gap in gaps) / len(gaps) for metric in own}
     print(mean)
     assert mean["identity"] > 0.3 and mean["motion"] > 0.5
     assert mean["CLIP-T"] > 0.1

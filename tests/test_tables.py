@@ -216,7 +216,8 @@ def test_groups_count_and_not_clips():
     half = 12.706 * 0.02 ** 0.5 / 2 ** 0.5
     assert f"| {tables.AS_THEY_ARE} | 0.300 ± {half:.3f} (0.295) | 0.300 ± " in printed
     assert f"minus *{tables.AS_THEY_ARE}* | +0.010 ± 0.000 (+0.013) | +0.010 " in printed
-    assert tables.verdicts(some)[0].endswith("+0.010 ± 0.000 here: as the paper.")
+    assert tables.verdicts(some)[0].endswith("+0.010 ± 0.000 here: the paper's sign, but "
+                                             "its size is outside the interval.")
     other = result("table-4", {"5 reference steps": values, tables.AS_THEY_ARE: [
         [x + 0.01 for x in xs] for xs in values]})
     assert "against the paper" in tables.verdicts(other)[0]

@@ -199,7 +199,9 @@ def verdicts(result: dict) -> list[str]:
             paper, here = papers[0] - papers[1], differences(result, a, b, metric)
             mean, half = interval(here)
             if abs(mean) > half:
-                said = "as the paper" if mean * paper > 0 else "**against the paper**"
+                said = ("**against the paper**" if mean * paper < 0 else "as the paper"
+                        if abs(mean - paper) <= half else "the paper's sign, but its size is "
+                        "outside the interval")
             elif len(here) == 1:
                 said = "undecided: one group has no interval"
             elif abs(mean - paper) > half:

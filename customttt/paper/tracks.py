@@ -36,7 +36,7 @@ def resized(frames: Sequence[Image.Image]) -> Tensor:
     width, height = frames[0].size
     factor = SIDE / min(width, height)
     size = (round(width * factor), round(height * factor))
-    images = [frame.convert("RGB").resize(size, Image.Resampling.BICUBIC) for frame in frames]
+    images = [frame.convert("RGB").resize(size, Image.Resampling.LANCZOS) for frame in frames]
     pixels = torch.frombuffer(bytearray(b"".join(each.tobytes() for each in images)),
                               dtype=torch.uint8)
     return rearrange(pixels, "(t h w c) -> t h w c", t=len(images), h=size[1], c=3)

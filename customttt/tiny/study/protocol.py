@@ -20,9 +20,9 @@ from ...files.reading import write_json
 from ...media.clips import write_frames
 from ...paper.rows import Group
 from ..world.clips import SCENES, make_clip, render
-from ..world.motions import HELD_OUT_MOTIONS
+from ..world.motions import HELD_OUT_MOTIONS, STANDING_STILL
 from ..world.subjects import HELD_OUT_SUBJECTS, Subject
-from .scores import STILL, Combination, combinations
+from .scores import Combination, combinations
 
 TRIED = 40      # combinations, the first, on which settings are tried (search.py)
 # The tenth group has the first one's subject. None is among those that are tried, but their
@@ -51,7 +51,7 @@ def write_group(folder: Path, prompts: Sequence[Combination]) -> Group:
     subject, images = HELD_OUT_SUBJECTS[one.subject], folder / dashed(one.subject)
     generator = Generator().manual_seed(stream_seed(11, one.subject))
     for k, scene in enumerate(SCENES):
-        write_frames(render(make_clip(subject, STILL, scene, generator), [0]), images / f"{k}.png")
+        write_frames(render(make_clip(subject, STANDING_STILL, scene, generator), [0]), images / f"{k}.png")
     clip = make_clip(Subject("ball", ("red",)), HELD_OUT_MOTIONS[one.motion], "grass",
                      Generator().manual_seed(stream_seed(11, one.motion)))
     video = folder / f"{dashed(one.motion)}.gif"        # x264 gives other bytes now and then

@@ -20,11 +20,9 @@ from ...paper.metrics import clip_t
 from ..pretraining.judge import Judge
 from ..pretraining.measure import find_subject, measure_trajectory
 from ..world.clips import SCENES, Clip, make_clip, render
-from ..world.motions import HELD_OUT_MOTIONS, Motion, trajectory_agreement
+from ..world.motions import HELD_OUT_MOTIONS, STANDING_STILL, trajectory_agreement
 from ..world.subjects import COLOURS, HELD_OUT_SUBJECTS
 
-METRICS = ("identity", "motion", "CLIP-T", "words")
-STILL = Motion("standing still", "standing still")
 IMAGES = 4      # rendered, of the subject, that a clip is held against
 # The trajectory of "pendulum" stands still, so that agreement with it would say nothing.
 MOVING = tuple(name for name in HELD_OUT_MOTIONS if name != "pendulum")
@@ -80,19 +78,24 @@ def palette(frames: Tensor) -> Tensor:
     return torch.bincount(nearest, minlength=len(colours)) / max(len(bright), 1)
 
 
-@torch.no_grad()
-def score(judge: Judge, combination: Combination, frames: Tensor, seed: int) -> dict[str, float]:
-    """METRICS of (f H W 3) uint8; the truth is rendered in the combination's scene."""
+def measured(combination: Combination, frames: Tensor, seed: int) -> dict[str, float]:
+    """Identity and motion of (f H W 3) uint8; the truth is rendered in the combination's scene."""
     subject, motion = HELD_OUT_SUBJECTS[combination.subject], HELD_OUT_MOTIONS[combination.motion]
     generator = Generator().manual_seed(seed)
-    truths = [render(make_clip(subject, STILL, combination.scene, generator), [0])
+    truths = [render(make_clip(subject, STANDING_STILL, combination.scene, generator), [0])
               for _ in range(IMAGES)]
     true_palette = torch.stack([palette(truth) for truth in truths]).mean(0)
     path = Clip(subject, motion, combination.scene, (32.0, 32.0), 14.0, 0.0, 0).trajectory()
+    return {"identity": torch.minimum(palette(frames), true_palette).sum().item(),
+            "motion": trajectory_agreement(measure_trajectory(frames), path[:len(frames), :3])}
+
+
+@torch.no_grad()
+def judged(judge: Judge, combination: Combination, frames: Tensor) -> dict[str, float]:
+    """CLIP-T and words of (f H W 3) uint8."""
+    subject = HELD_OUT_SUBJECTS[combination.subject]
     embedded = judge.embed_frames(frames)
     chosen = judge.choices(frames, subject, combination.scene)
-    return {"identity": torch.minimum(palette(frames), true_palette).sum().item(),
-            "motion": trajectory_agreement(measure_trajectory(frames), path[:len(frames), :3]),
-            "CLIP-T": clip_t(embedded, judge.embed_captions([combination.caption])[0]),
+    return {"CLIP-T": clip_t(embedded, judge.embed_captions([combination.caption])[0]),
             "words": ((chosen["kind"] == subject.kind)
                       + (chosen["scene"] == combination.scene)) / 2}

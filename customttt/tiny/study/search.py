@@ -45,12 +45,6 @@ def rows_of(what: str, settings: list[str], spatial: str = "", temporal: str = "
     """A row for each setting; of ttt also the two joined as they are."""
     joined = Row(JOINED, subject_flags=words(spatial, "--spatial"),
                  motion_flags=words(temporal, "--temporal"))
-    if what == "spatial":
-        return [Row(each.strip() or "as it is", motion=(), subject_flags=words(each))
-                for each in settings]
-    if what == "temporal":
-        return [Row(each.strip() or "as it is", subject=(), motion_flags=words(each))
-                for each in settings]
     if what == "joined":
         try:
             scales = [float(each) for each in settings]
@@ -60,12 +54,15 @@ def rows_of(what: str, settings: list[str], spatial: str = "", temporal: str = "
             raise UserError(f"settings {shlex.join(settings)}: scales are finite numbers")
         return [replace(joined, name=f"scale {each}", scales=(scale, 1.0))
                 for each, scale in zip(settings, scales)]
+    named = [(each.strip() or "as it is", words(each)) for each in settings]
+    if what == "spatial":
+        return [Row(name, motion=(), subject_flags=flags) for name, flags in named]
+    if what == "temporal":
+        return [Row(name, subject=(), motion_flags=flags) for name, flags in named]
     if what == "dreamvideo":
         subject, motion = (tuple(stage.name for stage in some) for some in SYSTEMS["DreamVideo"])
-        return [Row(each.strip() or "as it is", subject, motion, words(each), joined.motion_flags)
-                for each in settings]
-    return [joined, *(replace(joined, name=each.strip() or "as it is", ttt=words(each))
-                      for each in settings)]
+        return [Row(name, subject, motion, flags, joined.motion_flags) for name, flags in named]
+    return [joined, *(replace(joined, name=name, ttt=flags) for name, flags in named)]
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:

@@ -35,10 +35,9 @@ from ...run.loop import autocast
 from ...run.options import open_model
 from ...sampling import decode_frames, latent_shape
 from ...stages import TEACHERS, noising_timesteps, reference_timesteps, ttt_step
-from ..pretraining.judge import Judge
 from . import search
 from .protocol import combination_of
-from .scores import score
+from .scores import measured
 
 TRAINED = ("joined",)
 UNSEEN_SEED = 10 ** 6       # of references that no training drew
@@ -119,20 +118,20 @@ def student_scorer(args: argparse.Namespace) -> Scorer:
                  "change of predicted noise": noise_change(model, unit.prompt, clip),
                  **preservation(model.unet, texts, shape, settings)}
         return {f"{name}, %": 100 * value for name, value in found.items()} | of_references(
-            model, texts, shape, settings, Judge(args.model), unit)
+            model, texts, shape, settings, unit)
     return Scorer("student", {"draws": DRAWS}, scores)
 
 
 @torch.no_grad()
-def of_references(model: Model, texts: Texts, shape: tuple[int, ...], settings: dict, judge: Judge,
+def of_references(model: Model, texts: Texts, shape: tuple[int, ...], settings: dict,
                   unit: Unit) -> dict[str, float]:
     """The true scores of one draw of each."""
     drawn = ttt_step(model.unet, texts, shape, settings, Draws(UNSEEN_SEED),
                      backward=lambda loss: None)
     found = {}
     for name, z_ref in zip(("appearance", "motion"), drawn):
-        scores = score(judge, combination_of(unit.group, unit.prompt), decode_frames(model, z_ref),
-                       seed=0)
+        scores = measured(combination_of(unit.group, unit.prompt), decode_frames(model, z_ref),
+                          seed=0)
         found |= {f"{what}, {name} reference": scores[what] for what in ("identity", "motion")}
     return found
 

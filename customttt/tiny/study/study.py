@@ -27,7 +27,7 @@ from ..world.clips import make_clip, render
 from ..world.motions import HELD_OUT_MOTIONS
 from ..world.subjects import HELD_OUT_SUBJECTS
 from .protocol import combination_of, write_protocol
-from .scores import Combination, other_motion, other_subject, score
+from .scores import Combination, judged, measured, other_motion, other_subject
 
 PROTOCOL = "tiny-protocol"      # its folder in --output
 
@@ -57,10 +57,11 @@ def truth_scorer(args: argparse.Namespace) -> Scorer:
         right = combination_of(unit.group, unit.prompt)
         wrong = replace(right, subject=other_subject(right.subject),
                         motion=other_motion(right.motion))
-        own, another = (score(judge, each, clip, args.seed) for each in (right, wrong))
+        own, another = (measured(each, clip, args.seed) for each in (right, wrong))
+        by_clip = judged(judge, right, clip)
         return {"true identity": own["identity"], "true motion": own["motion"],
                 "another's identity": another["identity"], "another's motion": another["motion"],
-                "words": own["words"], "CLIP-T (truth)": own["CLIP-T"]}
+                "words": by_clip["words"], "CLIP-T (truth)": by_clip["CLIP-T"]}
     told = {"judge": clip_fingerprint(Path(args.model) / "clip"),
             "CLIP-T (truth)": "the caption with the subject's colours"}
     return Scorer("truth", told, scores)

@@ -13,7 +13,7 @@ from torch import Generator
 from ...errors import command_parser, run_command, writing
 from ...media.clips import write_frames
 from .clips import SCENES, make_clip, render
-from .motions import HELD_OUT_MOTIONS, Motion
+from .motions import HELD_OUT_MOTIONS, STANDING_STILL
 from .subjects import HELD_OUT_SUBJECTS, Subject
 
 SUBJECT = HELD_OUT_SUBJECTS["teddy in a red bow"]
@@ -23,9 +23,8 @@ MOTION = HELD_OUT_MOTIONS["flat eight"]
 def write_examples(folder: Path, seed: int = 7) -> None:
     """subject/0.png ... in five scenes, subject.txt; motion.mp4, motion.txt."""
     generator = Generator().manual_seed(seed)
-    still = Motion("standing still", "standing still")
     for k, scene in enumerate(SCENES):
-        clip = make_clip(SUBJECT, still, scene, generator)
+        clip = make_clip(SUBJECT, STANDING_STILL, scene, generator)
         write_frames(render(clip, slice(0, 1)), folder / "subject" / f"{k}.png")
     clip = make_clip(Subject("ball", ("red",)), MOTION, "grass", generator)
     write_frames(render(clip), folder / "motion.mp4")

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from math import log, pi, tau
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from .chance import choice, uniform
@@ -21,6 +20,9 @@ class Motion:
     turns: float = 1.0   # rounds, hops or revolutions in the clip; its sign is the direction
     phase: float = 0.0   # where a round or hop starts, in rounds; how uneven a straight travel is
     drift: float = 0.0   # pixels of sideways drift
+
+
+STANDING_STILL = Motion("standing still", "standing still")
 
 
 def through(t: Tensor, *stops: float) -> Tensor:
@@ -107,13 +109,6 @@ def trajectory_agreement(a: Tensor, b: Tensor) -> float:
     rest = 1.0  # square pixels: what moves less than this in all is still
     norms = (da.square().sum() + rest) * (db.square().sum() + rest)
     return (((da * db).sum() + rest) / norms.sqrt()).item()
-
-
-def trajectory_distance(a: Tensor, b: Tensor) -> float:
-    """Distance in [0, 2] of two trajectories, each moved to mean zero and scaled to norm one:
-    0 is the same path up to place and amplitude. Shapes as in `trajectory_agreement`."""
-    a, b = (p - p.mean(dim=0) for p in (weighted(a), weighted(b)))
-    return (F.normalize(a.flatten(), dim=0) - F.normalize(b.flatten(), dim=0)).norm().item()
 
 
 def sample_motion(generator: torch.Generator, word: str) -> Motion:
