@@ -24,8 +24,8 @@ from customttt.model.model import Model
 from customttt.recipes import SAMPLING
 from customttt.run.data import OUTPUT
 from customttt.run.memory import keep_freed_memory
-from customttt.run.options import (add_model_flags, add_recipe_flags, chosen_settings, open_model,
-                                   require_motion, say_base)
+from customttt.run.options import (add_model_flags, add_recipe_flags, check_prompt,
+                                   chosen_settings, open_model, require_motion, say_base)
 from customttt.sampling import check_finite, decode_frames, sample_latents
 
 JOINED = OUTPUT / "ttt"
@@ -93,7 +93,9 @@ def apply_loras(model: Model, loras: list[str | Path], motion: bool) -> str | No
         if not motion and any(map(is_motion, file.unet)):
             print(f"{path}: what it has for the motion modules does nothing with --no-motion")
         say_base(path, file.metadata, model)
-        prompt = file.metadata.get("prompt", prompt)
+        if "prompt" in file.metadata:
+            prompt = file.metadata["prompt"]
+            check_prompt(prompt, f"{path}: its prompt")
     merge_lora(model.unet)
     merge_lora(model.text_encoder)
     return prompt

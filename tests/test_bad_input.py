@@ -354,6 +354,11 @@ def test_the_folder_of_the_data_is_not_written_to(call, place):
     for kind in ("spatial", "temporal"):
         assert_refused(call("ttt", "--output", place / "stages" / kind),
                        f"holds the {kind} LoRA to learn from; give another")
+    link = place / "mine.safetensors"       # by its name no file of a run
+    link.symlink_to(place / "stages" / "spatial" / "adapter.safetensors")
+    assert_refused(call("ttt", "--spatial", link, "--output", place / "stages" / "spatial"),
+                   "holds the spatial LoRA to learn from; give another")
+    link.unlink()
     assert sorted(place.rglob("*")) == before
 
 

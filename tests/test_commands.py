@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from argparse import BooleanOptionalAction
 from pathlib import Path
 
 import av
@@ -17,7 +18,10 @@ from safetensors.torch import load_file, save_file
 
 import sample
 import train
-from customttt.errors import UserError
+from customttt.errors import UserError, command_parser
+from customttt.files.load import load_model
+from customttt.files.lora_files import save_lora
+from customttt.lora import add_lora
 from customttt.media.clips import write_frames
 from customttt.run.lock import locked
 from sample import split_scale
@@ -105,7 +109,7 @@ def test_ctrl_c_of_a_process_of_its_own_and_resume(trained, model_folder, monkey
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=60)
     assert process.returncode == 130 and "Traceback" not in err, err
-    assert "finishing this step; once more to stop at once" in err
+    assert "finishing this step; once more to stop at once, unsaved" in err
     assert out.endswith("stopped and saved; go on with the same command and --resume\n")
     done = torch.load(folder / "cut/checkpoint.pt", weights_only=True)["step"]
     assert done == len(log.read_text().splitlines()) >= 1
@@ -271,3 +275,25 @@ def test_without_a_stage_all_run_in_turn(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(sys, "argv", ["train.py", "--stage", "ttt"])
     train.main()        # alone: not thrown away before its flags and data are known to be right
     assert (tmp_path / "output" / "ttt" / "checkpoint.pt").exists()
+
+
+def test_no_path_is_empty_and_what_is_given_twice_is_said(capsys):
+    parser = command_parser()
+    parser.add_argument_group("some").add_argument("--output", type=Path)
+    parser.add_argument("--motion", action=BooleanOptionalAction)
+    with pytest.raises(SystemExit):
+        parser.parse_args(["--output", ""])
+    assert "argument --output: is empty: name a file or a folder" in capsys.readouterr().err
+    assert parser.parse_args(["--no-motion"]).motion is False
+    with pytest.warns(UserWarning, match="--motion: given more than once; the last one counts"):
+        assert parser.parse_args(["--no-motion", "--motion"]).motion is True
+
+
+@pytest.mark.parametrize("text", ["bear " * 3000, "a \x1b[31mbear"], ids=["long", "escapes"])
+def test_a_prompt_in_a_lora_is_held_to_the_same_rules(model_folder, tmp_path, text):
+    model = load_model(model_folder)
+    file = tmp_path / "lora.safetensors"
+    add_lora(model.unet, "spatial", (2,), rank=1)
+    save_lora(model.unet, file, {"prompt": text})
+    with pytest.raises(UserError, match=f"^{file}: its prompt: "):
+        sample.apply_loras(model, [file], motion=True)

@@ -5,6 +5,8 @@ random values. What the tool would add to a weight is compared with what we add.
 """
 
 import json
+import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -24,7 +26,7 @@ from customttt import UNet, load_lora, load_model, merge_lora
 from customttt.errors import UserError
 from customttt.files import keys
 from customttt.files.load import read_motion_module
-from customttt.files.lora_files import read_lora
+from customttt.files.lora_files import find_lora, read_lora
 from customttt.files.random_model import random_model
 from customttt.files.save import save_model
 from customttt.lora import with_lora
@@ -67,7 +69,7 @@ def assert_same_deltas(model, expected_unet, expected_text=None):
 def write(tensors, file):
     """safetensors, or a pickle with the tensors in `state_dict` as published MotionLoRAs may be."""
     if file.suffix == ".ckpt":
-        torch.save({"state_dict": tensors, "global_step": 7}, file)
+        torch.save({"state_dict": tensors | {"animatediff_config": {}}, "global_step": 7}, file)
     else:
         save_file({key: value.contiguous() for key, value in tensors.items()}, file)
     return file
@@ -169,6 +171,40 @@ def test_diffusers_first_loras_of_a_text_encoder(tmp_path, reference_text, model
                                    for name, delta in deltas.items()})
 
 
+def test_comfyui_saves_of_a_text_encoder(tmp_path, reference_text, model):
+    name, base = next(iter(linears(reference_text, "q_proj").items()))
+    down, up = random_pair(base, rank=3)
+    name = "text_model." + name.removeprefix("text_model.")
+    tensors = {f"text_encoders.clip_l.transformer.{name}.lora_{part}.weight": tensor
+               for part, tensor in (("down", down), ("up", up))}
+    file = write(tensors, tmp_path / "lora.safetensors")
+    with pytest.raises(UserError, match="for a text encoder that was not given"):
+        load_lora(model.unet, file)
+    load_lora(model.unet, file, text_encoder=model.text_encoder)
+    assert_same_deltas(model, {}, {name: product(up, down)})
+
+
+def test_peft_adapter_names_may_have_a_dash(tmp_path, model):
+    key = "unet.mid_block.attentions.0.transformer_blocks.0.attn1.to_q.lora_{}.my-lora.weight"
+    file = write({key.format("A"): torch.ones(2, 96), key.format("B"): torch.ones(96, 2)},
+                 tmp_path / "lora.safetensors")
+    assert load_lora(model.unet, file).tensors == 2
+
+
+def test_a_1x1_convolutions_pair_may_be_a_linears(tmp_path, model):
+    key = "lora_unet_mid_block_attentions_0_proj_in.lora_{}.weight"
+    file = write({key.format("down"): torch.ones(2, 96), key.format("up"): torch.ones(96, 2)},
+                 tmp_path / "lora.safetensors")
+    pair, = read_lora(file, model.unet).unet.values()
+    assert pair.down.shape == (2, 96)
+    load_lora(model.unet, file)
+
+
+def test_a_published_motion_lora_in_its_folder(tmp_path):
+    write({"x": torch.ones(1)}, tmp_path / "diffusion_pytorch_model.safetensors")
+    assert find_lora(tmp_path, "--lora").name == "diffusion_pytorch_model.safetensors"
+
+
 def test_diffusers_save_lora_adapter(tmp_path, reference, model):
     """The UNet's own method: neither keys nor metadata have the prefix `unet.`."""
     reference.add_adapter(LoraConfig(r=4, lora_alpha=6, target_modules=UNET_TARGETS, **PATTERNS))
@@ -213,6 +249,15 @@ def original_motion(name):
         "attn1", "attention_blocks.0").replace("attn2", "attention_blocks.1")
 
 
+def first_releases(name):
+    """The original checkpoint's names of the image UNet's transformers: blocks counted in a row."""
+    at = re.match(r"(down|mid|up)_blocks?\.((\d)\.)?attentions\.(\d)", name)
+    i, j = int(at[3] or 0), int(at[4])
+    place = {"down": f"input_blocks.{3 * i + j + 1}.1", "mid": "middle_block.1",
+             "up": f"output_blocks.{3 * i + j}.1"}[at[1]]
+    return place + name[at.end():]
+
+
 SPELLINGS = {       # which modules, how they are called
     "diffusers": ("transformer_blocks", lambda name: f"unet.{name}.lora"),
     "diffusers without unet.": ("transformer_blocks", lambda name: f"{name}.lora"),
@@ -225,6 +270,12 @@ SPELLINGS = {       # which modules, how they are called
     "ExponentialML temporal": ("motion_modules",
                                lambda name: exponential_ml(original_motion(name))),
     "ExponentialML spatial": ("attentions", exponential_ml),
+    "ComfyUI": ("attentions", lambda name: f"diffusion_model.{first_releases(name)}.lora"),
+    "kohya, older names": ("attentions", lambda name: "lora_unet_"
+                           + first_releases(name).replace(".", "_") + ".lora"),
+    "LyCORIS": ("attentions", lambda name: f"lycoris_{name.replace('.', '_')}.lora"),
+    "A1111's MotionLoRA": ("motion_modules",
+                           lambda name: original_motion(name).replace(".", "_") + ".lora"),
 }
 
 
@@ -363,6 +414,23 @@ def test_refused_in_a_sentence(case, tmp_path, model):
     assert list(model.unet.state_dict()) == before
 
 
+SPOILT = {
+    "nested": lambda x: torch.nested.nested_tensor([x, x]), "on meta": lambda x: x.to("meta"),
+    "sparse": lambda x: x.to_sparse(), "quantized": lambda x: torch.quantize_per_tensor(
+        x, 0.1, 0, torch.qint8),
+    "without storage": lambda x: x[:1].expand(10 ** 11, -1)}
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.parametrize("kind", SPOILT)
+def test_tensors_without_plain_numbers(kind, tmp_path, model):
+    tensors = {key: torch.ones(shape) for key, shape in WHOLE.items()}
+    tensors[f"{PEFT}.lora_A.weight"] = SPOILT[kind](torch.ones(2, 64))
+    torch.save(tensors, tmp_path / "lora.ckpt")
+    with pytest.raises(UserError, match="lora.ckpt: .*lora_A.weight holds no plain numbers"):
+        load_lora(model.unet, tmp_path / "lora.ckpt")
+
+
 def test_motion_lora_without_a_motion_module(tmp_path):
     key = "down_blocks.0.motion_modules.0.transformer_blocks.0.attn1.to_q.lora_A.weight"
     path = write({key: torch.ones(2, 32)}, tmp_path / "motion.safetensors")
@@ -386,10 +454,14 @@ def test_a_separate_vae(tmp_path, model_folder):
     original = vae_tensors(other.vae, keys.original_vae)
     junk = {"loss.logvar": torch.zeros(1), "model_ema.decay": torch.zeros(1)}
     bare = {key.removeprefix("first_stage_model."): value for key, value in original.items()} | junk
+    old = {keys.replace(key, {".to_q.": ".query.", ".to_k.": ".key.", ".to_v.": ".value.",
+                              ".to_out.0.": ".proj_attn."}): value
+           for key, value in vae_tensors(other.vae, keys.diffusers_vae).items()}
     z = torch.randn(1, 4, 8, 8)
     own = load_model(model_folder).vae.decode(z)
     for vae in (tmp_path / "other" / "vae",
                 tmp_path / "other" / "vae" / "diffusion_pytorch_model.safetensors",
+                write(old, tmp_path / "ft-mse.safetensors"),
                 write(bare, tmp_path / "ema-pruned.safetensors"),
                 write(bare, tmp_path / "ema-pruned.ckpt"),
                 write(original | {"model.diffusion_model.x": torch.zeros(1)},
@@ -404,6 +476,8 @@ def test_a_vae_that_does_not_fit(tmp_path, model_folder):
     file.write_text(file.read_text().replace("0.18215", "0.13025"))
     with pytest.raises(UserError, match="a VAE for other latents .4 channels, scale 0.13025"):
         load_model(model_folder, vae=file.parent)
+    with pytest.raises(UserError, match="a VAE for other latents .4 channels, scale 0.13025"):
+        load_model(model_folder, vae=file.with_name("diffusion_pytorch_model.safetensors"))
     with pytest.raises(UserError, match="no VAE in it"):
         load_model(model_folder, vae=write({"x": torch.zeros(1)}, tmp_path / "x.safetensors"))
     with pytest.raises(UserError, match="nothing: no such file"):
@@ -438,6 +512,18 @@ def test_a_table_of_positions_goes_before_what_a_config_says(tmp_path):
            for key, value in load_file(file).items()}, file)
     read = read_motion_module(file.parent).config
     assert (read.version, read.max_frames) == (1, 24)
+
+
+def test_a_motion_adapters_file_has_the_config_beside_it(model_folder, tmp_path):
+    folder = model_folder / "motion_adapter"
+    file = folder / "diffusion_pytorch_model.safetensors"
+    assert read_motion_module(file).config == read_motion_module(folder).config
+    assert read_motion_module(file).config.heads == 2       # without a config.json it is 8
+    shutil.copytree(folder, tmp_path / "other")
+    config = tmp_path / "other" / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"motion_norm_num_groups": 4}))
+    with pytest.raises(UserError, match="its norms have 4 groups, those of .* 8"):
+        load_model(model_folder, motion_module=tmp_path / "other")
 
 
 @pytest.mark.parametrize("version", [1, 2, 3])

@@ -210,6 +210,15 @@ def test_single_file(small_sd15, tmp_path, suffix, extras, dtype):
     assert loaded.unet.config.motion is None
 
 
+def test_what_a_merged_checkpoint_has_besides_is_named(small_sd15, tmp_path):
+    merged = single_file(small_sd15) | {"first_stage_model.model_ema.decay": torch.zeros(1)}
+    load_model(save_as(merged, tmp_path / "sd.safetensors"))
+    save_as(merged | {"denoiser.sigmas": torch.zeros(9)}, tmp_path / "sd.safetensors")
+    with pytest.warns(UserWarning, match="1 tensors left out, .*: denoiser.sigmas"):
+        loaded = load_model(tmp_path / "sd.safetensors")
+    assert_same_bits(parameters(loaded), parameters(small_sd15, image_only))
+
+
 def test_single_file_with_a_motion_module(small_sd15, tmp_path):
     file = save_as(single_file(small_sd15), tmp_path / "sd.safetensors")
     motion = save_as(original_motion(small_sd15.unet), tmp_path / "mm.ckpt")

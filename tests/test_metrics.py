@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import TINY
 from PIL import Image
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from test_keys import B32, L14
 from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel
 
@@ -69,6 +70,16 @@ def test_the_tiny_clip(model_folder):
     theirs = CLIPModel.from_pretrained(model_folder / "clip", dtype=torch.float32)
     assert_scores_agree(theirs, CLIPImageProcessor(
         size={"shortest_edge": 64}, crop_size={"height": 64, "width": 64}), embedder)
+
+
+def test_a_clips_weights_may_be_a_pickle(model_folder, tmp_path):
+    for part in ("clip", "tokenizer"):
+        shutil.copytree(model_folder / part, tmp_path / part)
+    file = tmp_path / "clip" / "model.safetensors"
+    torch.save(load_file(file), file.with_name("pytorch_model.bin"))
+    file.unlink()
+    assert torch.equal(load_clip(tmp_path / "clip").embed_texts(["a bear"]),
+                       load_clip(model_folder / "clip").embed_texts(["a bear"]))
 
 
 def test_vit_b32_at_full_size(model_folder, tmp_path):
@@ -162,9 +173,8 @@ def call(monkeypatch, tmp_path, model_folder, capsys):
             64, 64, 3, generator=torch.Generator().manual_seed(1)), 3 * k, 1) for k in range(n)])
         write_frames((frames * 255).to(torch.uint8), tmp_path / f"{n}.mp4")
 
-    def call(*flags):
-        monkeypatch.setattr(sys, "argv", ["metrics", *map(str, flags), "--clip",
-                                          str(model_folder / "clip")])
+    def call(*flags, clip=model_folder / "clip"):
+        monkeypatch.setattr(sys, "argv", ["metrics", *map(str, flags), "--clip", str(clip)])
         metrics.main()
         return capsys.readouterr().out
     return call
@@ -252,6 +262,14 @@ def test_bad_input_is_one_sentence(call, tmp_path, model_folder, monkeypatch):
             ([video, "--reference", tmp_path / "empty.npy"], "cannot be read as tracks")):
         with pytest.raises(UserError, match=said):
             call(*flags)
+    (tmp_path / "zip.npy").write_bytes(b"PK\3\4junk")
+    with pytest.raises(UserError, match="zip.npy: cannot be read as tracks"):
+        call(video, "--reference", tmp_path / "zip.npy")
+    shutil.copytree(TINY / "clip", tmp_path / "judge" / "clip")
+    shutil.copytree(TINY / "tokenizer", tmp_path / "judge" / "tokenizer")
+    for read in ("clip/model.safetensors", "clip/config.json", "tokenizer/merges.txt"):
+        with pytest.raises(UserError, match=f"{read}: is read, too; give another file"):
+            call(video, "--output", tmp_path / "judge" / read, clip=tmp_path / "judge/clip")
     np.save(tmp_path / "short.npy", walks(4, frames=4).numpy())
     np.save(tmp_path / "turned.npy", walks(9, frames=4).transpose(0, 1).contiguous().numpy())
     for reference, given, name in (("long", "short", "long"), ("short", "long", "long"),
@@ -299,6 +317,27 @@ def test_points_that_do_not_come_home_are_lost():
     pytest.importorskip("cv2")
     unlike = [pictures(1, 64, 64, seed)[0] for seed in range(4)]
     assert len(tracks.lucas_kanade(unlike)) < 30        # of 3025
+    assert len(tracks.grid(256, 256)) == 3025
+
+
+def test_a_video_against_itself_is_1():
+    pytest.importorskip("cv2")
+    video = TINY / "examples" / "motion.mp4"
+    own = tracks.lucas_kanade(metrics.read_frames(video))
+    reference = metrics.reference_tracks(video, 16, 8.0, "lucas-kanade")
+    assert torch.equal(own, reference) and metrics.motion_fidelity(own, reference) == (
+        pytest.approx(1))
+
+
+def test_cotracker_is_shown_levels_of_0_to_255(monkeypatch):
+    shown = []
+
+    def model(video, grid_size):
+        shown.append(video)
+        return torch.zeros(1, video.shape[1], grid_size ** 2, 2), None
+    monkeypatch.setattr(tracks, "cotracker_model", lambda: model)
+    assert tracks.cotracker([Image.new("RGB", (64, 64), "white")] * 3).shape == (3025, 3, 2)
+    assert shown[0].shape == (1, 3, 3, 256, 256) and shown[0].max() == 255
 
 
 def test_the_published_form_is_one_sided():

@@ -43,13 +43,16 @@ def test_a_scheduler_that_predicts_no_noise(folder, predicts):
     refused(lambda: load_model(folder), file, "predicts", "epsilon", "--model")
 
 
-@pytest.mark.parametrize("how", ["metadata", "key", "yaml"])
+@pytest.mark.parametrize("how", [
+    {"modelspec.predict_key": "v"}, {"modelspec.prediction_type": "v"},
+    {"prediction_type": "v_prediction"}, {"ss_v_parameterization": "True"}, {"ss_v_pred": "true"},
+    "key", "yaml"], ids=str)
 def test_a_checkpoint_that_predicts_v(small_sd15, tmp_path, how):
     tensors, file = single_file(small_sd15), tmp_path / "sd.safetensors"
     save_file(tensors, file, {"modelspec.predict_key": "epsilon"})
     load_model(file)
-    if how == "metadata":
-        save_file(tensors, file, {"modelspec.predict_key": "v"})
+    if isinstance(how, dict):
+        save_file(tensors, file, how)
     elif how == "key":
         save_file(tensors | {"v_pred": torch.zeros(1)}, file)
     else:

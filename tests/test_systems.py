@@ -233,6 +233,16 @@ def test_every_system_has_its_stages():
     assert systems.DIFFDIRECTOR.recipe.tiny["least_timestep"] == TEMPORAL.tiny["least_timestep"]
 
 
+def test_the_originals_own_settings():
+    """MotionDirector_train.py, and VGen's configurations of DreamVideo."""
+    def of(name: str, *settings: str) -> list:
+        return [systems.COMPARED[name].recipe.full[each].value for each in settings]
+    for dual_path in ("diffdirector", "motiondirector"):
+        assert of(dual_path, "switch_off") == [0.2]
+    assert of("dreamvideo-identity", "learning_rate", "steps") == [1e-5, 1000]
+    assert of("dreamvideo-motion", "learning_rate", "steps") == [1e-5, 3000]
+
+
 def test_dreamvideo_has_vgens_optimizer():
     """AdamW, with PyTorch's betas; all else has Lion."""
     parameter = nn.Parameter(torch.ones(1))

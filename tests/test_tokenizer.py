@@ -238,7 +238,9 @@ def test_added_tokens_that_are_none(folder, tmp_path, added):
     ("vocab.json", b'{"a": 0', "cannot be read"),
     ("vocab.json", b'{"a": 0}', "not a CLIP vocabulary"),
     ("merges.txt", b"#version: 0.2\na b c\n", "not a CLIP vocabulary"),
-    ("merges.txt", b"\xff\xfe\x00", "cannot be read")])
+    ("merges.txt", b"\xff\xfe\x00", "cannot be read"),
+    ("merges.txt", b"", "do not go together: .* tokens are in one of them alone"),
+    ("vocab.json", json.dumps({START: 0, END: 1}).encode(), "do not go together")])
 def test_a_broken_folder_is_one_sentence(folder, tmp_path, name, content, needed):
     for each in ("vocab.json", "merges.txt"):
         (tmp_path / each).write_bytes((folder / each).read_bytes())

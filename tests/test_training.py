@@ -164,6 +164,16 @@ def test_ctrl_c_while_a_sheet_is_drawn_saves_that_step(run_stage, monkeypatch, t
     assert (tmp_path / "adapter-000002.safetensors").exists()
 
 
+def test_after_ctrl_c_a_sheet_waits_for_the_resumed_run(run_stage, monkeypatch, tmp_path):
+    flags, sheet_file = ("--steps", "4", "--sheet-every", "2"), tmp_path / "sheet-000002.png"
+    with monkeypatch.context() as patch:
+        interrupt_at(patch, 2)
+        run_stage("spatial", tmp_path, *flags)
+    assert not sheet_file.exists()
+    run_stage("spatial", tmp_path, *flags, "--resume")
+    assert sheet_file.exists() and (tmp_path / "sheet-000004.png").exists()
+
+
 def test_ctrl_c_in_the_last_step_still_ends_the_command(run_stage, monkeypatch, tmp_path, capsys):
     with monkeypatch.context() as patch:
         interrupt_at(patch, 2)

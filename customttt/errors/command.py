@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 import warnings
+from pathlib import Path
 
 import torch
 from tqdm import tqdm
@@ -27,11 +28,13 @@ def in_words(error: Exception) -> str:
 
 def command_parser(doc: str | None = None, add_help: bool = True) -> argparse.ArgumentParser:
     """A parser of one command line, whose help is the module's docstring. No flag of it may be cut
-    short; of one that is given twice the last counts, which is said."""
+    short; of one that is given twice the last counts, which is said. No path is empty."""
     parser = argparse.ArgumentParser(description=doc, allow_abbrev=False, add_help=add_help,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     for name in ("store", None):
         parser.register("action", name, _Last)
+    parser.register("action", argparse.BooleanOptionalAction, _LastOfTwo)
+    parser.register("type", Path, _path)
     return parser
 
 
@@ -44,6 +47,20 @@ class _Last(argparse.Action):
                           stacklevel=2)
         self.given = True
         setattr(namespace, self.dest, values)
+
+
+class _LastOfTwo(argparse.BooleanOptionalAction):
+    given = False
+
+    def __call__(self, parser, namespace, values, option_string=None):
+        _Last.__call__(self, parser, namespace, values, option_string)
+        super().__call__(parser, namespace, values, option_string)
+
+
+def _path(text: str) -> Path:
+    if not text:        # a shell's variable that is not set; it would be the current folder
+        raise argparse.ArgumentTypeError("is empty: name a file or a folder")
+    return Path(text)
 
 
 def flag(name: str) -> str:

@@ -148,7 +148,7 @@ def main() -> None:
     parser = command_parser(__doc__)
     parser.add_argument("lora", help="adapter.safetensors, or the folder that train.py wrote")
     parser.add_argument("--to", required=True, choices=list(TARGETS))
-    parser.add_argument("--output", metavar="FOLDER", help="default: beside the LoRA")
+    parser.add_argument("--output", type=Path, metavar="FOLDER", help="default: beside the LoRA")
     args = parser.parse_args()
     for file, how in export(args.lora, args.to, args.output).items():
         print(f"{file}: {how}")

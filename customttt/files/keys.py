@@ -15,7 +15,7 @@ DROPPED = {
     r".*pos_(encoder|embed)\.pe": "sinusoids, recomputed for any clip length",
     r"betas|.*alphas_cumprod.*|posterior_.*": "Stable Diffusion's noise schedule; AnimateDiff's is "
         "used (diffusion.py)",
-    r"model_ema\..*": "a second, averaged copy of the UNet",
+    r"(first_stage_model\.)?model_ema\..*": "a second, averaged copy of the UNet, or of the VAE",
     r"cond_stage_model\.(logit_scale|transformer\.text_projection\.weight)": "of CLIP's scores; "
         "ComfyUI saves them along",
     r"first_stage_model\.loss\..*|embedding_manager\..*": "of the training of VAE and prompt words",

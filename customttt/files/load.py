@@ -1,5 +1,6 @@
 """Loading whole models: a folder, a single-file checkpoint, a motion module, a VAE of its own."""
 
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,7 +20,7 @@ from .checks import whole
 from .configs import (MOST_FRAMES, MOST_HEADS, MOST_WIDE, MOTION_FIXED, check_fixed,
                       check_schedule, motion_config, text_config, unet_config, vae_config)
 from .diagnose import refuse_other, refuse_unlike
-from .reading import Stored, fill, floating, read_json, read_weights
+from .reading import Stored, fill, floating, listed, read_json, read_weights
 from .tokenizers import read_tokenizer
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"     # of unet/, vae/ and motion_adapter/
@@ -55,7 +56,7 @@ def load_model(path: str | Path, motion_module: str | Path | None = None,
         raise UserError(f"{path}: no such model folder or checkpoint file")
     if vae is not None:
         vae_part = _other_vae(Path(vae), vae_part.module)
-    _check_together(path, text_part.module, vae_part.module, unet_part.module)
+    _check_together(path, text_part.module, vae_part.module, unet_part.module, modules)
 
     for part in (text_part, vae_part, unet_part):
         fill(part.module, part.tensors, part.public, part.file, device, dtype, keys.is_image)
@@ -87,6 +88,7 @@ class MotionFile:
     tensors: dict[str, Tensor | Stored]
     public: Callable[[str], str]        # as in Part
     file: str
+    groups: int | None      # of its norms, where a config.json says so; built with the UNet's
 
 
 def read_motion_module(path: str | Path, version: int | None = None) -> MotionFile:
@@ -97,14 +99,17 @@ def read_motion_module(path: str | Path, version: int | None = None) -> MotionFi
     a mid block alone it is made for 32 frames (AnimateLCM). Training checkpoints are taken too:
     `module.` is stripped and the image UNet in them ignored. Raises UserError.
     """
-    path, heads, length = Path(path), ANIMATEDIFF_V3.heads, None
-    if path.is_dir():
-        path = path if (path / "config.json").is_file() else _own_motion(path) or path
-        config, file = read_json(path / "config.json"), str(path / "config.json")
+    path, heads, length, groups = Path(path), ANIMATEDIFF_V3.heads, None, None
+    if path.is_dir() and not (path / "config.json").is_file():
+        path = _own_motion(path) or path
+    if (config_file := _config_of(path)) is not None:
+        config, file = read_json(config_file), str(config_file)
         check_fixed(config, MOTION_FIXED, file)
         heads = whole(config, "motion_num_attention_heads", file, MOST_HEADS, default=heads)
         if config.get("motion_max_seq_length") is not None:
             length = whole(config, "motion_max_seq_length", file, MOST_FRAMES)
+        groups = config.get("motion_norm_num_groups")
+    if path.is_dir():
         path = _weight_file(path, WEIGHTS)
     every = {key.removeprefix("module."): value for key, value in read_weights(path).items()}
     conv_in = every.get("conv_in.weight")
@@ -121,7 +126,7 @@ def read_motion_module(path: str | Path, version: int | None = None) -> MotionFi
     config = motion_config(path, any(key.startswith("mid_block.") for key in tensors), length,
                            version)
     return MotionFile(MotionConfig(config.version, length or config.max_frames, heads), tensors,
-                      keys.original_motion if original else keys.diffusers_unet, str(path))
+                      keys.original_motion if original else keys.diffusers_unet, str(path), groups)
 
 
 def _positions(path: Path, tensors: dict[str, Tensor | Stored]) -> int | None:
@@ -148,6 +153,14 @@ def _positions(path: Path, tensors: dict[str, Tensor | Stored]) -> int | None:
     return max(lengths, default=None)
 
 
+def _config_of(path: Path) -> Path | None:
+    """The config.json of a part: in its folder, or beside diffusers' file taken from there."""
+    if path.is_dir():
+        return path / "config.json"
+    beside = path.with_name("config.json")
+    return beside if path.name.startswith(Path(WEIGHTS).stem) and beside.is_file() else None
+
+
 def _own_motion(path: Path) -> Path | None:
     """Where a model folder has motion modules of its own."""
     unet = path / "unet" / "config.json"
@@ -156,8 +169,12 @@ def _own_motion(path: Path) -> Path | None:
     return path / "motion_adapter" if (path / "motion_adapter").is_dir() else None
 
 
-def _check_together(path: Path, text: TextEncoder, vae: VAE, unet: UNet) -> None:
+def _check_together(path: Path, text: TextEncoder, vae: VAE, unet: UNet,
+                    motion: MotionFile | None) -> None:
     """Raise UserError for parts of different models."""
+    if motion is not None and motion.groups not in (None, unet.config.groups):
+        raise UserError(f"{motion.file}: its norms have {motion.groups} groups, those of {path} "
+                        f"{unet.config.groups}: parts of two models; give another motion module")
     if text.config.width != unet.config.text_width:
         raise UserError(f"{path}: its UNet reads text of width {unet.config.text_width}, its text "
                         f"encoder writes {text.config.width}: parts of two models; fetch it again")
@@ -223,13 +240,18 @@ def _checkpoint_parts(path: Path, motion: MotionFile | None,
     vae_tensors = {k: v for k, v in tensors.items() if k.startswith("first_stage_model.")}
     if not vae_tensors and needs_vae:
         raise UserError(f"{path}: no VAE in it; give one to --vae (of Stable Diffusion 1.5)")
-    others = {k: v for k, v in tensors.items() if k not in image and k not in vae_tensors}
-    if not any(key.startswith("cond_stage_model.") for key in others):
+    text = {k: v for k, v in tensors.items() if k.startswith("cond_stage_model.")}
+    others = [k for k in tensors.keys() - image.keys() - vae_tensors.keys() - text.keys()
+              if not keys.is_dropped(k)]
+    if others:
+        left_out = listed("tensors left out, which no part of the model has", sorted(others))
+        warnings.warn(f"{path}: {left_out}", stacklevel=2)
+    if not text:
         raise UserError(f"{path}: no text encoder in it; fetch the whole checkpoint, or give a "
                         f"model folder to --model")
     with torch.device("meta"):
         unet = UNet(replace(SD15_UNET, motion=motion and motion.config))
-        return (Part(TextEncoder(SD15_TEXT), others, keys.original_text, str(path)),
+        return (Part(TextEncoder(SD15_TEXT), text, keys.original_text, str(path)),
                 Part(VAE(SD15_VAE), vae_tensors, keys.original_vae, str(path)),
                 Part(unet, image, keys.original_unet, str(path)))
 
@@ -240,11 +262,12 @@ def _other_vae(path: Path, own: VAE) -> Part:
     A folder, or a file in diffusers' layout or in the original one, where the names may begin with
     `first_stage_model.` and what else the file holds is left aside (a whole checkpoint will do).
     """
-    config, file = own.config, path
-    if path.is_dir():
-        path = path if (path / "config.json").is_file() else path / "vae"       # of a model folder
-        config = vae_config(read_json(path / "config.json"), str(path / "config.json"))
-        file = _weight_file(path, WEIGHTS)
+    config = own.config
+    if path.is_dir() and not (path / "config.json").is_file():
+        path = path / "vae"     # of a model folder
+    if (config_file := _config_of(path)) is not None:
+        config = vae_config(read_json(config_file), str(config_file))
+    file = _weight_file(path, WEIGHTS) if path.is_dir() else path
     if (config.scale, config.latent_channels) != (own.config.scale, own.config.latent_channels):
         raise UserError(f"{path}: a VAE for other latents ({config.latent_channels} channels, "
                         f"scale {config.scale}) than the model's ({own.config.latent_channels}, "

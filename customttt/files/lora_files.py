@@ -25,8 +25,8 @@ from .reading import floating, read_metadata, read_tensors, write_tensors
 # What follows a module's name (the stem) in a key, once `.processor` is taken out of it.
 PARTS = {
     r"\.lora_down\.weight": "down", r"\.lora_up\.weight": "up",      # kohya's and ours
-    r"\.lora_A(\.\w+)?\.weight": "down",                            # peft, with or without the
-    r"\.lora_B(\.\w+)?\.weight": "up",                              # adapter's name
+    r"\.lora_A(\.[\w-]+)?\.weight": "down",                         # peft, with or without the
+    r"\.lora_B(\.[\w-]+)?\.weight": "up",                           # adapter's name
     r"(\.lora(_linear_layer)?|_lora)\.down\.weight": "down",        # diffusers, new and old;
     r"(\.lora(_linear_layer)?|_lora)\.up\.weight": "up",            # MotionLoRA
     r"\.alpha": "alpha",
@@ -46,7 +46,8 @@ REFUSED = {
 OLD_PROJECTIONS = {"q_proj": "to_q", "k_proj": "to_k", "v_proj": "to_v", "out_proj": "to_out"}
 PEFT = "base_model.model."      # before each key that peft's save_pretrained writes
 IN_FOLDERS = ("adapter.safetensors", "pytorch_lora_weights.safetensors",
-              "pytorch_lora_weights.bin", "adapter_model.safetensors", "adapter_model.bin")
+              "pytorch_lora_weights.bin", "adapter_model.safetensors", "adapter_model.bin",
+              "diffusion_pytorch_model.safetensors")        # MotionLoRA's
 
 
 @dataclass
@@ -185,11 +186,13 @@ def unet_stems(unet: UNet) -> dict[str, tuple[str, str]]:
     for name in _adaptable(unet):
         diffusers = public_stem(keys.diffusers_unet, name)
         if keys.is_motion(name):
-            spellings = [name, diffusers, public_stem(keys.original_motion, name)]
+            original = public_stem(keys.original_motion, name)
+            spellings = [name, diffusers, original, original.replace(".", "_")]     # A1111's
         else:
             original = public_stem(keys.original_unet, name).removeprefix("model.diffusion_model.")
             spellings = [name, diffusers, "lora_unet_" + diffusers.replace(".", "_"),
-                         "diffusion_model." + original, "lora_unet_" + original.replace(".", "_")]
+                         "lycoris_" + diffusers.replace(".", "_"), "diffusion_model." + original,
+                         "lora_unet_" + original.replace(".", "_")]
         # Old diffusers and MotionLoRA leave out the 0 of to_out.0.
         spellings += [each.removesuffix(".0") for each in spellings if each.endswith(".to_out.0")]
         stems |= {spelling: ("unet", name) for spelling in spellings}
@@ -203,7 +206,8 @@ def text_stems(text_encoder: TextEncoder) -> dict[str, tuple[str, str]]:
         public = public_stem(keys.public_text, name)
         short = public.removeprefix("text_model.")
         spellings = [public, "text_encoder." + public, "text_encoder." + short, short,
-                     "lora_te_" + public.replace(".", "_")]
+                     "lora_te_" + public.replace(".", "_"),
+                     "text_encoders.clip_l.transformer." + public]      # ComfyUI's
         attention, _, projection = public.rpartition(".")
         if projection in OLD_PROJECTIONS:
             spellings.append(f"text_encoder.{attention}.{OLD_PROJECTIONS[projection]}")
@@ -258,11 +262,12 @@ def _explain_unknown(path: Path, unknown: list[str], tensors: dict[str, Tensor],
     if motion is None and all("motion_modules" in key for key in unknown):
         raise UserError(f"{path}: a motion LoRA, but no motion module is loaded; give "
                         f"--motion-module")
-    if some_known and all("mid_block.motion_modules." in key for key in unknown):
+    if some_known and all(re.match(r"mid_block[._]motion_modules[._]", split_key(key)[0])
+                          for key in unknown):
         return [*notes, f"{len(unknown)} tensors for the mid layer's motion module left out: this "
                 f"LoRA was made for version 2, which has one, and the model's is version "
                 f"{motion.version}"]
-    if all(re.match(r"lora_te_|text_encoder\.|(text_model\.)?encoder\.", key) for key in unknown):
+    if all(re.match(r"lora_te_|text_encoders?\.|(text_model\.)?encoder\.", key) for key in unknown):
         raise UserError(f"{path}: {len(unknown)} tensors are for a text encoder that was not given "
                         f"or is another one ({clipped(unknown[0])}, ...)")
     kind = kind_of(tensors)

@@ -43,11 +43,11 @@ def random_model(motion_version: int | None = 3, full_size: bool = False, seed: 
 
 def main() -> None:
     parser = command_parser(__doc__)
-    parser.add_argument("folder")
+    parser.add_argument("folder", type=Path)
     parser.add_argument("--motion-version", type=int, choices=[1, 2, 3], default=3)
     parser.add_argument("--full-size", action="store_true", help="Stable Diffusion 1.5's widths")
     args = parser.parse_args()
-    if (Path(args.folder) / "unet").exists():
+    if (args.folder / "unet").exists():
         raise UserError(f"{args.folder}: holds a model already; give another folder, or remove it")
     model = random_model(args.motion_version, args.full_size)
     save_model(model, args.folder, torch.float16 if args.full_size else torch.float32)

@@ -22,7 +22,9 @@ PICKLED = (b"PK", b"\x80")      # how a file of torch.save begins: a zip file, o
 NO_WEIGHTS = {      # what a download leaves in their place, by its beginning
     b"version https://git-lfs": "a pointer of Git LFS (see git lfs pull)",
     b"<!doctype html": "a web page", b"<html": "a web page"}
-FLOATS = {"F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2"}     # as safetensors calls them
+FLOATS = {      # that are read, by safetensors' names
+    "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
+    "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2}
 
 
 def read_json(path: Path) -> dict:
@@ -101,8 +103,19 @@ def read_tensors(path: str | Path) -> dict[str, Tensor]:
     inner = {f"{name}.{key}": value for name, some in content.items() if isinstance(some, Mapping)
              for key, value in some.items()}        # of embeddings: string_to_param
     tensors = {key: value for key, value in content.items() if isinstance(value, Tensor)} or inner
-    return {key: value for key, value in tensors.items()
-            if isinstance(key, str) and isinstance(value, Tensor)}
+    tensors = {key: value for key, value in tensors.items()
+               if isinstance(key, str) and isinstance(value, Tensor)}
+    for key, value in tensors.items():
+        if not is_plain(value):
+            raise UserError(f"{path}: {clipped(key)} holds no plain numbers; fetch the file again")
+    return tensors
+
+
+def is_plain(tensor: Tensor) -> bool:
+    """Whether it has a storage with a number for each of its elements."""
+    return (tensor.layout == torch.strided
+            and not (tensor.is_nested or tensor.is_meta or tensor.is_quantized)
+            and tensor.numel() * tensor.element_size() <= tensor.untyped_storage().nbytes())
 
 
 def _sort_metadata(path: Path) -> None:
@@ -209,7 +222,7 @@ def fill(module: nn.Module, tensors: Mapping[str, Tensor | Stored], public: Call
     unknown = [key for key in tensors if key not in wanted and not keys.is_dropped(key)]
     if missing or unknown:
         raise UserError(f"{file}: not the weights that are needed: "
-                        + "; ".join(_listed(what, some) for what, some in
+                        + "; ".join(listed(what, some) for what, some in
                                     (("missing", missing), ("unknown", unknown)) if some))
     shapes = {name: p.shape for name, p in module.named_parameters()}
     wrong = []
@@ -223,13 +236,13 @@ def fill(module: nn.Module, tensors: Mapping[str, Tensor | Stored], public: Call
         value = floating(tensor, device, dtype, key, file).reshape(shape)
         setattr(module.get_submodule(owner), leaf, nn.Parameter(value, requires_grad=False))
     if wrong:
-        raise UserError(f"{file}: {_listed('wrong shapes', wrong)}")
+        raise UserError(f"{file}: {listed('wrong shapes', wrong)}")
 
 
 def floating(tensor: Tensor | Stored, device: torch.device | str, dtype: torch.dtype, key: str,
              file: str | Path) -> Tensor:
     """The tensor on a device, in a dtype. UserError if it holds other than finite numbers."""
-    plain = tensor.is_floating if isinstance(tensor, Stored) else tensor.is_floating_point()
+    plain = tensor.is_floating if isinstance(tensor, Stored) else tensor.dtype in FLOATS.values()
     if not plain or tensor.layout != torch.strided:
         raise UserError(f"{file}: {key} holds no plain floating-point numbers; fetch the file "
                         f"again")
@@ -242,6 +255,6 @@ def floating(tensor: Tensor | Stored, device: torch.device | str, dtype: torch.d
     return value
 
 
-def _listed(what: str, items: list[str]) -> str:
+def listed(what: str, items: list[str]) -> str:
     named = ", ".join(map(clipped, items[:3]))
     return f"{len(items)} {what}: {named}" + (", ..." if len(items) > 3 else "")

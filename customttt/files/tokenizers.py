@@ -36,7 +36,12 @@ def read_tokenizer(folder: str | Path, length: int, room: int = 2 ** 20) -> Toke
                and all(isinstance(each, str) for each in pair) for pair in merges):
         raise UserError(f"{folder}: not a CLIP vocabulary: its merges are no pairs; fetch it "
                         f"again")
-    if unknown := [token for token in _added_tokens(folder) if token not in vocabulary]:
+    added, made = _added_tokens(folder), set(map("".join, merges))
+    pieces = {token for token in vocabulary if len(token.removesuffix("</w>")) > 1}
+    if lost := made - vocabulary.keys() | pieces - made - {START, END, *added}:
+        raise UserError(f"{folder}: vocabulary and merges do not go together: {len(lost)} tokens "
+                        f"are in one of them alone ({clipped(min(lost))}); fetch both again")
+    if unknown := [token for token in added if token not in vocabulary]:
         warnings.warn(f"{folder}: its added tokens ({clipped(', '.join(unknown))}) are not used: "
                       f"in a prompt they are spelled in pieces", stacklevel=3)
     pad = _padding_token(folder)

@@ -88,4 +88,6 @@ def caption_beside(path: Path) -> str | None:
         raise UserError(f"{text}: too long for a caption ({text.stat().st_size} bytes); say it in "
                         f"{MOST_CHARACTERS} characters at most, of which the model reads the first "
                         f"75 tokens")
+    if not words.strip():
+        warnings.warn(f"{text}: is empty, and is passed over", stacklevel=2)
     return " ".join(words.split())

@@ -109,7 +109,8 @@ def add_identity_flags(parser: ArgumentParser) -> None:
 
 def prepare_identity(model: Model, settings: dict, args: Namespace) -> Job:
     """Images, and the prompt "a *" with the learned word in it."""
-    check_apart(args.output, filter(is_of_a_run, [word_file(args.word)]), "the word")
+    word = word_file(args.word)
+    check_apart(args.output, filter(is_of_a_run, [word, word.resolve()]), "the word")
     job = read_images(model, settings, args)
     put_word(model, read_word(args.word, model))
     put_identity(model.unet)

@@ -35,8 +35,8 @@ from ..media.clips import as_frames, to_images
 from ..media.find import IMAGE_ENDINGS, find_files
 from ..media.images import image_formats
 from ..media.videos import ANIMATED, best_stream, display_matrix, read_video, turned
-from ..run.options import device_named
-from .clip import Embedder, load_clip
+from ..run.options import check_prompts, device_named
+from .clip import Embedder, clip_files, load_clip
 from .intervals import markdown
 from .tracks import ENDINGS, SIDE, TRACKERS, read_tracks
 
@@ -248,6 +248,7 @@ def parse() -> argparse.Namespace:
                         "--definition loveu")
     if not 0 < args.fps <= MOST_FPS:
         raise UserError(f"--fps {args.fps:g}: must be above 0, at most {MOST_FPS}")
+    check_prompts(args)
     device_named(args.device)
     return args
 
@@ -264,7 +265,9 @@ def main() -> None:
     args = parse()
     images = find_files(args.images, IMAGE_ENDINGS, "image", "--images")
     if args.output is not None:
-        read = filter(None, (*args.videos, *images, *(args.tracks or ()), args.reference))
+        weights, config, tokenizer = clip_files(args.clip)
+        read = filter(None, (*args.videos, *images, *(args.tracks or ()), args.reference, weights,
+                             config, *tokenizer.iterdir()))
         if args.output.resolve() in map(Path.resolve, read):
             raise UserError(f"--output {args.output}: is read, too; give another file")
         check_writable(args.output)

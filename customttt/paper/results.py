@@ -111,8 +111,11 @@ def section(title: str, result: dict, runs: list[dict], kept: Path) -> list[str]
               "", tables.text(result), ""]
     if "motion fidelity" in result["metrics"]:
         lines += [tables.unfollowed_text(result), ""]
+    if name in tables.PAPER and {*tables.TRUTHS} <= {*result["metrics"]}:
+        result = result | {"correlations": tables.correlations(result)}
     if "correlations" in result:
-        lines += [tables.correlation_text(result), ""]
+        lines += ["How each metric goes along with the truth, over these clips:", "",
+                  tables.correlation_text(result), ""]
     if found := tables.verdicts(result):
         lines += ["Does it agree with the paper?", "", *(f"- {each}" for each in found), ""]
     draw_dots({metric: {row: interval(tables.means(result, row, metric)) for row in result["rows"]}

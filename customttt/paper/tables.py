@@ -81,7 +81,8 @@ def read_protocol(path: Path) -> list[Group]:
     given = read_json(path).get("groups")
     if not isinstance(given, list) or not given or not all(map(is_group, given)):
         raise UserError(f"--protocol {path}: must have \"groups\", each with images, motion, "
-                        f"subject and video, which are texts, and prompts, a list of them")
+                        f"subject and video, which are texts in one line, and prompts, a list of "
+                        f"them")
     groups = [Group(path.parent / each["images"], each["subject"], path.parent / each["video"],
                     each["motion"], tuple(each["prompts"])) for each in given]
     for group in groups:
@@ -104,7 +105,7 @@ def read_protocol(path: Path) -> list[Group]:
 def is_group(given) -> bool:
     return (isinstance(given, dict) and given.keys() == KEYS
             and isinstance(given["prompts"], list) and bool(given["prompts"])
-            and all(isinstance(text, str) and text
+            and all(isinstance(text, str) and text and text.isprintable()
                     for text in (*given["prompts"], *(given[key] for key in KEYS - {"prompts"}))))
 
 

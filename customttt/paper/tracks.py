@@ -108,8 +108,8 @@ def read_tracks(path: str | Path, frames: int) -> Tensor:
         numpy = evaluation_package("numpy")
         try:
             tracks = torch.from_numpy(numpy.load(path, allow_pickle=False))
-        except (OSError, ValueError, TypeError, EOFError) as error:
-            raise UserError(f"{path}: cannot be read as tracks ({error})") from error
+        except Exception as error:      # a zip file, an object, a header that is none
+            raise UserError(f"{path}: cannot be read as tracks ({in_words(error)})") from error
     else:
         tensors = list(read_tensors(path).values())
         if len(tensors) != 1:

@@ -28,7 +28,7 @@ from ..media.videos import read_video
 from ..model.model import Model
 from ..sampling import latent_shape
 from .checkpoint import is_of_a_run
-from .options import require_motion, say_base
+from .options import check_prompt, require_motion, say_base
 from .stage import Job
 
 OUTPUT = Path("output")
@@ -133,7 +133,7 @@ def prepare_ttt(model: Model, settings: dict, args: Namespace) -> Job:
     metadata, above = {}, []
     for kind, given in (("spatial", args.spatial), ("temporal", args.temporal)):
         file = find_lora(given, f"--{kind}", f"run --stage {kind} first")
-        check_apart(args.output, filter(is_of_a_run, [file]), f"the {kind} LoRA")
+        check_apart(args.output, filter(is_of_a_run, [file, file.resolve()]), f"the {kind} LoRA")
         load_lora(model.unet, file, name=f"{kind}_teacher")
         read = load_lora(model.unet, file, name=kind, dropout=settings["dropout"]).metadata
         if read.get("kind") != kind:
@@ -143,6 +143,7 @@ def prepare_ttt(model: Model, settings: dict, args: Namespace) -> Job:
             raise UserError(f"--{kind} {file}: its metadata lacks {min(lacking)}; run --stage "
                             f"{kind} again")
         say_base(file, read, model)
+        check_prompt(read["prompt"], f"--{kind} {file}: its prompt")
         metadata |= {f"{kind}_layers": read[f"{kind}_layers"], f"{kind}_prompt": read["prompt"],
                      f"{kind}_sha256": fingerprint([file]), f"{kind}_rank": read["rank"]}
         above += kept_row(file)

@@ -88,8 +88,8 @@ def fit(run: Run, resume: bool) -> tuple[bool, bool]:
             if state.step % run.checkpoint_every == 0 or state.step == steps:
                 state.save()
                 saved = state.step
-            if sheet_is_due(run, state.step):
-                _write_sheet(run, state.step, device)
+            if sheet_is_due(run, state.step) and (state.step == steps or not interrupted()):
+                _write_sheet(run, state.step, device)       # else as the run is resumed
         if saved != state.step:     # Ctrl-C
             state.save()
     finished = state.step == steps
@@ -162,7 +162,7 @@ def _until_interrupted() -> Iterator[Callable[[], bool]]:
         if came:
             raise KeyboardInterrupt
         came.append(number)
-        print("\nfinishing this step; once more to stop at once", file=sys.stderr)
+        print("\nfinishing this step; once more to stop at once, unsaved", file=sys.stderr)
 
     before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
     try:

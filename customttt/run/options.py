@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 
 from ..errors import UserError, flag, in_words
+from ..files.checks import clipped
 from ..files.load import load_model
 from ..media.find import MOST_CHARACTERS
 from ..model.model import Model
@@ -20,13 +21,14 @@ DEFAULT_MODEL = Path("weights/tiny")    # the embedded miniature
 
 
 def add_model_flags(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--model", default=DEFAULT_MODEL, metavar="M",
+    parser.add_argument("--model", type=Path, default=DEFAULT_MODEL, metavar="M",
                         help="model folder or single-file checkpoint (default: %(default)s)")
-    parser.add_argument("--motion-module", metavar="FILE",
+    parser.add_argument("--motion-module", type=Path, metavar="FILE",
                         help="AnimateDiff motion module (default: M/motion_adapter)")
     parser.add_argument("--motion-version", type=int, choices=[1, 2, 3],
                         help="of the motion module (default: as it tells; 1 if it does not)")
-    parser.add_argument("--vae", metavar="FILE_OR_FOLDER", help="in place of the model's own VAE")
+    parser.add_argument("--vae", type=Path, metavar="FILE_OR_FOLDER",
+                        help="in place of the model's own VAE")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu",
                         help="cpu, cuda, cuda:1, ... (default: %(default)s)")
     parser.add_argument("--precision", choices=list(DTYPES),
@@ -79,7 +81,7 @@ def say_base(file: Path, metadata: dict, model: Model) -> None:
     """Say where a LoRA was trained on another model than the one that it is used on."""
     base = metadata.get("base_model", model.name)
     if base != model.name:
-        print(f"{file}: was trained on {base}, is used on {model.name}")
+        print(f"{file}: was trained on {clipped(base)}, is used on {model.name}")
 
 
 def require_motion(model: Model, instead: str = "") -> None:
@@ -100,16 +102,22 @@ def device_named(name: str) -> torch.device:
 
 def check_prompts(args: argparse.Namespace) -> None:
     """Raise UserError for words that cannot be meant as a prompt."""
-    for name, text in vars(args).items():
-        if name.endswith("prompt") and text is not None:
-            try:
-                text.encode()
-            except UnicodeEncodeError as error:
-                raise UserError(f"{flag(name)}: holds bytes that are no UTF-8 text; type it "
-                                f"again") from error
-            if len(text) > MOST_CHARACTERS:
-                raise UserError(f"{flag(name)}: {len(text)} characters; give {MOST_CHARACTERS} at "
-                                f"most, of which the model reads the first 75 tokens")
+    for name, given in vars(args).items():
+        if name.endswith("prompt") and given is not None:
+            for text in [given] if isinstance(given, str) else given:
+                check_prompt(text, flag(name))
+
+
+def check_prompt(text: str, whose: str) -> None:
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise UserError(f"{whose}: holds bytes that are no UTF-8 text; type it again") from error
+    if len(text) > MOST_CHARACTERS:
+        raise UserError(f"{whose}: {len(text)} characters; give {MOST_CHARACTERS} at most, of "
+                        f"which the model reads the first 75 tokens")
+    if not all(each.isprintable() or each.isspace() for each in text):
+        raise UserError(f"{whose}: holds characters that cannot be shown; type it again")
 
 
 def chosen_settings(args: argparse.Namespace, recipe: Recipe, model: Model) -> dict:
