@@ -10,7 +10,7 @@ import torch.nn.functional as F
 
 import customttt
 from customttt.errors import UserError
-from customttt.tiny.pretraining import pretrain
+from customttt.tiny.pretraining import evaluate, pretrain
 from customttt.tiny.pretraining.data import Machine, draw_clips, draw_frames
 from customttt.tiny.pretraining.muon import Muon
 from customttt.tiny.pretraining.objectives import (LATENT_DEVIATION, RECIPES, misnamed,
@@ -185,6 +185,17 @@ def test_bad_flags_are_a_sentence(flags, said, monkeypatch, tmp_path):
     with pytest.raises(UserError, match=said):
         pretrain.main()
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("flags, sentence", [
+    (["vae", "--number", "-5"], "--number -5: must be positive"),
+    (["unet", "--guidance", "nan"], "--guidance nan: must be 0 or more"),
+    (["clip", "--sheet", "a.png"], "--sheet: goes with unet and motion"),
+    (["unet", "--sheet", "a.foo"], "--sheet a.foo: must end in .png")])
+def test_what_evaluate_does_not_take(monkeypatch, flags, sentence):
+    monkeypatch.setattr("sys.argv", ["evaluate", *flags])
+    with pytest.raises(UserError, match=sentence):
+        evaluate.main()
 
 
 def test_muon_is_pytorchs():

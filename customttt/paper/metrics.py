@@ -267,7 +267,7 @@ def main() -> None:
     if args.output is not None:
         weights, config, tokenizer = clip_files(args.clip)
         read = filter(None, (*args.videos, *images, *(args.tracks or ()), args.reference, weights,
-                             config, *tokenizer.iterdir()))
+                             config, *tokenizer.glob("*")))
         if args.output.resolve() in map(Path.resolve, read):
             raise UserError(f"--output {args.output}: is read, too; give another file")
         check_writable(args.output)

@@ -9,7 +9,6 @@ motion: the same on sampled clips, the motion measured from the frames, and how 
 consecutive frames, beside rendered clips of the same captions.
 """
 
-import argparse
 import math
 import statistics
 from pathlib import Path
@@ -20,7 +19,7 @@ from torch import Generator, Tensor
 from tqdm import tqdm
 
 from ...diffusion import ddim, ddim_timesteps
-from ...errors import run_command
+from ...errors import UserError, check_writable, command_parser, run_command
 from ...files.load import load_model
 from ...media.clips import as_frames, contact_sheet, write_frames
 from ...model.model import Model
@@ -145,8 +144,7 @@ def evaluate_samples(folder: Path, n: int, seed: int, guidance: float, frames: i
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__,
-                                     formatter_class=argparse.RawTextHelpFormatter)
+    parser = command_parser(__doc__)
     parser.add_argument("stage", choices=["clip", "vae", "unet", "motion"])
     parser.add_argument("--model", type=Path, default=Path("weights/tiny"), help="model folder")
     parser.add_argument("--number", type=int, default=400, help="frames, images or clips")
@@ -154,6 +152,16 @@ def main() -> None:
     parser.add_argument("--guidance", type=float, default=3.0)
     parser.add_argument("--sheet", type=Path, help="write a contact sheet (.png) of samples there")
     arguments = parser.parse_args()
+    if arguments.number < 1:
+        raise UserError(f"--number {arguments.number}: must be positive")
+    if not (math.isfinite(arguments.guidance) and arguments.guidance >= 0):
+        raise UserError(f"--guidance {arguments.guidance}: must be 0 or more")
+    if arguments.sheet is not None:
+        if arguments.stage in ("clip", "vae"):
+            raise UserError("--sheet: goes with unet and motion; leave it out")
+        if arguments.sheet.suffix.lower() != ".png":
+            raise UserError(f"--sheet {arguments.sheet}: must end in .png")
+        check_writable(arguments.sheet)
     if arguments.stage in ("clip", "vae"):
         evaluate = evaluate_clip if arguments.stage == "clip" else evaluate_vae
         evaluate(arguments.model, arguments.number, arguments.seed)
