@@ -67,6 +67,7 @@ def main() -> None:
         prompt = args.prompt
     if prompt is None:
         raise UserError("--prompt: say what the video shows")
+    check_prompt(prompt, "--lora: the prompt in it")
 
     print(f"prompt: {prompt}")
     check_writable(args.output)
@@ -93,9 +94,7 @@ def apply_loras(model: Model, loras: list[str | Path], motion: bool) -> str | No
         if not motion and any(map(is_motion, file.unet)):
             print(f"{path}: what it has for the motion modules does nothing with --no-motion")
         say_base(path, file.metadata, model)
-        if "prompt" in file.metadata:
-            prompt = file.metadata["prompt"]
-            check_prompt(prompt, f"{path}: its prompt")
+        prompt = file.metadata.get("prompt", prompt)
     merge_lora(model.unet)
     merge_lora(model.text_encoder)
     return prompt
@@ -103,6 +102,8 @@ def apply_loras(model: Model, loras: list[str | Path], motion: bool) -> str | No
 
 def split_scale(text: str) -> tuple[Path, float]:
     """"file.safetensors:0.8" -> the path and 0.8; without a number, 1."""
+    if not text:
+        raise UserError("--lora: is empty; name a file or a folder")
     if Path(text).exists():             # its name may end in a colon and a number
         return Path(text), 1.0
     path, _, number = text.rpartition(":")

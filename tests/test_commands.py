@@ -7,7 +7,8 @@ import signal
 import subprocess
 import sys
 import time
-from argparse import BooleanOptionalAction
+import warnings
+from argparse import BooleanOptionalAction, Namespace
 from pathlib import Path
 
 import av
@@ -278,22 +279,39 @@ def test_without_a_stage_all_run_in_turn(monkeypatch, tmp_path, capsys):
 
 
 def test_no_path_is_empty_and_what_is_given_twice_is_said(capsys):
-    parser = command_parser()
-    parser.add_argument_group("some").add_argument("--output", type=Path)
-    parser.add_argument("--motion", action=BooleanOptionalAction)
+    def parsed(*flags: str) -> Namespace:
+        parser = command_parser()
+        parser.add_argument_group("some").add_argument("--output", type=Path)
+        parser.add_argument("--motion", action=BooleanOptionalAction)
+        return parser.parse_args(flags)
     with pytest.raises(SystemExit):
-        parser.parse_args(["--output", ""])
+        parsed("--output", "")
     assert "argument --output: is empty: name a file or a folder" in capsys.readouterr().err
-    assert parser.parse_args(["--no-motion"]).motion is False
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert parsed("--no-motion").motion is False
     with pytest.warns(UserWarning, match="--motion: given more than once; the last one counts"):
-        assert parser.parse_args(["--no-motion", "--motion"]).motion is True
+        assert parsed("--no-motion", "--motion").motion is True
+    with pytest.raises(UserError, match="--lora: is empty; name a file"):
+        split_scale("")
 
 
-@pytest.mark.parametrize("text", ["bear " * 3000, "a \x1b[31mbear"], ids=["long", "escapes"])
-def test_a_prompt_in_a_lora_is_held_to_the_same_rules(model_folder, tmp_path, text):
+@pytest.mark.parametrize("text, said", [
+    ("bear " * 3000, "15000 characters"), ("a \x1b[31mbear", "control characters"),
+    ("a woman \U0001f469\u200d\U0001f680,\ttwo\u00a0bears", None)], ids=["long", "escapes", "emoji"])
+def test_a_prompt_in_a_lora_is_held_to_the_same_rules(model_folder, tmp_path, monkeypatch, text,
+                                                      said):
     model = load_model(model_folder)
-    file = tmp_path / "lora.safetensors"
     add_lora(model.unet, "spatial", (2,), rank=1)
-    save_lora(model.unet, file, {"prompt": text})
-    with pytest.raises(UserError, match=f"^{file}: its prompt: "):
-        sample.apply_loras(model, [file], motion=True)
+    save_lora(model.unet, tmp_path / "lora.safetensors", {"prompt": text})
+    flags = ["sample.py", "--model", str(model_folder), "--lora", str(tmp_path / "lora.safetensors"),
+             "--output", str(tmp_path / "a.png"), *SIZES, "--sampling-steps", "1"]
+    monkeypatch.setattr(sys, "argv", flags)
+    if said is None:
+        sample.main()
+    else:
+        with pytest.raises(UserError, match=f"^--lora: the prompt in it: .*{said}"):
+            sample.main()
+        monkeypatch.setattr(sys, "argv", [*flags, "--prompt", "a bear"])
+        sample.main()
+    assert (tmp_path / "a.png").exists()

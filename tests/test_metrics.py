@@ -267,6 +267,8 @@ def test_bad_input_is_one_sentence(call, tmp_path, model_folder, monkeypatch):
         call(video, "--reference", tmp_path / "zip.npy")
     shutil.copytree(TINY / "clip", tmp_path / "judge" / "clip")
     shutil.copytree(TINY / "tokenizer", tmp_path / "judge" / "tokenizer")
+    (tmp_path / "judge" / "tokenizer" / "scores.json").touch()      # of a run before
+    call(video, "--output", tmp_path / "judge/tokenizer/scores.json", clip=tmp_path / "judge/clip")
     for read in ("clip/model.safetensors", "clip/config.json", "tokenizer/merges.txt"):
         with pytest.raises(UserError, match=f"{read}: is read, too; give another file"):
             call(video, "--output", tmp_path / "judge" / read, clip=tmp_path / "judge/clip")

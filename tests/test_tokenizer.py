@@ -233,6 +233,15 @@ def test_added_tokens_that_are_none(folder, tmp_path, added):
         read_tokenizer(tmp_path, length=77)
 
 
+def test_special_tokens_behind_the_vocabulary_need_no_merge(folder, tmp_path):
+    for each in ("vocab.json", "merges.txt"):
+        (tmp_path / each).write_bytes((folder / each).read_bytes())
+    words = json.loads((folder / "vocab.json").read_text(encoding="utf-8"))
+    (tmp_path / "vocab.json").write_text(json.dumps(words | {"<pad>": len(words)}))
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"pad_token": "<pad>"}))
+    assert read_tokenizer(tmp_path, length=77).pad == "<pad>"
+
+
 @pytest.mark.parametrize("name, content, needed", [
     ("merges.txt", None, "no tokenizer here; put vocab.json and merges.txt"),
     ("vocab.json", b'{"a": 0', "cannot be read"),

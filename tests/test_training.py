@@ -417,6 +417,14 @@ def test_the_nearest_words_are_a_files_prompt(data, tmp_path):
     assert prompts_of(None, files) == ["a bear", "a bear"]      # beside the folder
     first.with_suffix(".txt").write_text("a blue bear")
     assert prompts_of("a cub", files) == ["a blue bear", "a cub"]
+    first.with_suffix(".txt").write_text("a \x1b[2J bear")
+    with pytest.raises(UserError, match="0.png: its prompt: holds control characters"):
+        prompts_of("a cub", files)
+    for each in (first.with_suffix(".txt"), tmp_path / "bear.txt"):
+        each.write_text(" \n")
+    with pytest.warns(UserWarning, match="is empty, and is passed over"), pytest.raises(
+            UserError, match="--prompt: say what .*0.png shows"):
+        prompts_of(None, files)
 
 
 def test_the_prompts_of_test_time_training_are_as_given():

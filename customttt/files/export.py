@@ -146,7 +146,8 @@ def read_pairs(path: Path) -> Pairs:
 
 def main() -> None:
     parser = command_parser(__doc__)
-    parser.add_argument("lora", help="adapter.safetensors, or the folder that train.py wrote")
+    parser.add_argument("lora", type=Path,
+                        help="adapter.safetensors, or the folder that train.py wrote")
     parser.add_argument("--to", required=True, choices=list(TARGETS))
     parser.add_argument("--output", type=Path, metavar="FOLDER", help="default: beside the LoRA")
     args = parser.parse_args()

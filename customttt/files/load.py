@@ -108,7 +108,8 @@ def read_motion_module(path: str | Path, version: int | None = None) -> MotionFi
         heads = whole(config, "motion_num_attention_heads", file, MOST_HEADS, default=heads)
         if config.get("motion_max_seq_length") is not None:
             length = whole(config, "motion_max_seq_length", file, MOST_FRAMES)
-        groups = config.get("motion_norm_num_groups")
+        if config.get("motion_norm_num_groups") is not None:
+            groups = whole(config, "motion_norm_num_groups", file, MOST_HEADS)
     if path.is_dir():
         path = _weight_file(path, WEIGHTS)
     every = {key.removeprefix("module."): value for key, value in read_weights(path).items()}

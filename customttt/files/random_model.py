@@ -47,7 +47,7 @@ def main() -> None:
     parser.add_argument("--motion-version", type=int, choices=[1, 2, 3], default=3)
     parser.add_argument("--full-size", action="store_true", help="Stable Diffusion 1.5's widths")
     args = parser.parse_args()
-    if (args.folder / "unet").exists():
+    if any((args.folder / "unet").glob("*")):       # a full disk leaves it empty
         raise UserError(f"{args.folder}: holds a model already; give another folder, or remove it")
     model = random_model(args.motion_version, args.full_size)
     save_model(model, args.folder, torch.float16 if args.full_size else torch.float32)

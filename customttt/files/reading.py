@@ -112,10 +112,10 @@ def read_tensors(path: str | Path) -> dict[str, Tensor]:
 
 
 def is_plain(tensor: Tensor) -> bool:
-    """Whether it has a storage with a number for each of its elements."""
+    """Whether it has a storage with a number for each of its elements, or is small."""
     return (tensor.layout == torch.strided
             and not (tensor.is_nested or tensor.is_meta or tensor.is_quantized)
-            and tensor.numel() * tensor.element_size() <= tensor.untyped_storage().nbytes())
+            and tensor.nbytes <= max(tensor.untyped_storage().nbytes(), 2 ** 20))
 
 
 def _sort_metadata(path: Path) -> None:

@@ -37,7 +37,8 @@ def read_tokenizer(folder: str | Path, length: int, room: int = 2 ** 20) -> Toke
         raise UserError(f"{folder}: not a CLIP vocabulary: its merges are no pairs; fetch it "
                         f"again")
     added, made = _added_tokens(folder), set(map("".join, merges))
-    pieces = {token for token in vocabulary if len(token.removesuffix("</w>")) > 1}
+    pieces = {token for token, i in vocabulary.items() if len(token.removesuffix("</w>")) > 1
+              and i < max(vocabulary[START], vocabulary[END])}      # behind them: special tokens
     if lost := made - vocabulary.keys() | pieces - made - {START, END, *added}:
         raise UserError(f"{folder}: vocabulary and merges do not go together: {len(lost)} tokens "
                         f"are in one of them alone ({clipped(min(lost))}); fetch both again")

@@ -90,4 +90,4 @@ def caption_beside(path: Path) -> str | None:
                         f"75 tokens")
     if not words.strip():
         warnings.warn(f"{text}: is empty, and is passed over", stacklevel=2)
-    return " ".join(words.split())
+    return " ".join(words.split()) or None

@@ -102,12 +102,17 @@ def clip_files(path: Path) -> tuple[Path, Path, Path]:
         file.parent if own else file.parent.parent / "tokenizer")
 
 
-@functools.cache
-def clip_fingerprint(path: Path) -> str:
-    """SHA-256 of what `load_clip` reads and scores depend on."""
+def all_clip_files(path: Path) -> list[Path]:
+    """What `load_clip` reads and scores depend on."""
     file, config, folder = clip_files(path)
     words = [folder / name for name in ("vocab.json", "merges.txt", "tokenizer.json")]
-    return fingerprint([file, *(each for each in (config, *words) if each.is_file())])
+    return [file, *filter(Path.is_file, (config, *words))]
+
+
+@functools.cache
+def clip_fingerprint(path: Path) -> str:
+    """SHA-256 of those files."""
+    return fingerprint(all_clip_files(path))
 
 
 def architecture(tensors: Mapping, config: dict,

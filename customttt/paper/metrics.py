@@ -36,7 +36,7 @@ from ..media.find import IMAGE_ENDINGS, find_files
 from ..media.images import image_formats
 from ..media.videos import ANIMATED, best_stream, display_matrix, read_video, turned
 from ..run.options import check_prompts, device_named
-from .clip import Embedder, clip_files, load_clip
+from .clip import Embedder, all_clip_files, load_clip
 from .intervals import markdown
 from .tracks import ENDINGS, SIDE, TRACKERS, read_tracks
 
@@ -265,9 +265,8 @@ def main() -> None:
     args = parse()
     images = find_files(args.images, IMAGE_ENDINGS, "image", "--images")
     if args.output is not None:
-        weights, config, tokenizer = clip_files(args.clip)
-        read = filter(None, (*args.videos, *images, *(args.tracks or ()), args.reference, weights,
-                             config, *tokenizer.glob("*")))
+        read = filter(None, (*args.videos, *images, *(args.tracks or ()), args.reference,
+                             *all_clip_files(args.clip)))
         if args.output.resolve() in map(Path.resolve, read):
             raise UserError(f"--output {args.output}: is read, too; give another file")
         check_writable(args.output)

@@ -24,7 +24,9 @@ from pathlib import Path
 import torch
 
 from ..errors import UserError, command_parser, run_command
+from ..files.checks import clipped
 from ..files.reading import read_json
+from ..run.options import check_prompt
 from .cache import open_cache, write_result
 from .flags import add_shared_flags, check_shared
 from .intervals import (bootstrap, interval, markdown, number_to_tell, pearson, shown,
@@ -81,8 +83,7 @@ def read_protocol(path: Path) -> list[Group]:
     given = read_json(path).get("groups")
     if not isinstance(given, list) or not given or not all(map(is_group, given)):
         raise UserError(f"--protocol {path}: must have \"groups\", each with images, motion, "
-                        f"subject and video, which are texts in one line, and prompts, a list of "
-                        f"them")
+                        f"subject and video, which are texts, and prompts, a list of them")
     groups = [Group(path.parent / each["images"], each["subject"], path.parent / each["video"],
                     each["motion"], tuple(each["prompts"])) for each in given]
     for group in groups:
@@ -93,6 +94,7 @@ def read_protocol(path: Path) -> list[Group]:
             raise UserError(f"--protocol {path}: the motion \"{group.motion}\" does not say "
                             f"\"... is ...\"")
         for prompt in group.prompts:
+            check_prompt(prompt, f"--protocol {path}: the prompt {clipped(prompt)}")
             if not group.words.search(prompt):
                 raise UserError(f"--protocol {path}: the prompt \"{prompt}\" does not have the "
                                 f"subject's words, \"{group.subject}\"")
@@ -105,7 +107,7 @@ def read_protocol(path: Path) -> list[Group]:
 def is_group(given) -> bool:
     return (isinstance(given, dict) and given.keys() == KEYS
             and isinstance(given["prompts"], list) and bool(given["prompts"])
-            and all(isinstance(text, str) and text and text.isprintable()
+            and all(isinstance(text, str) and text
                     for text in (*given["prompts"], *(given[key] for key in KEYS - {"prompts"}))))
 
 

@@ -143,7 +143,6 @@ def prepare_ttt(model: Model, settings: dict, args: Namespace) -> Job:
             raise UserError(f"--{kind} {file}: its metadata lacks {min(lacking)}; run --stage "
                             f"{kind} again")
         say_base(file, read, model)
-        check_prompt(read["prompt"], f"--{kind} {file}: its prompt")
         metadata |= {f"{kind}_layers": read[f"{kind}_layers"], f"{kind}_prompt": read["prompt"],
                      f"{kind}_sha256": fingerprint([file]), f"{kind}_rank": read["rank"]}
         above += kept_row(file)
@@ -167,6 +166,8 @@ def joined_prompts(metadata: dict, args: Namespace) -> tuple[str, str, str]:
         (args.prompt, f"{spatial} is {doing}"),
         (args.appearance_prompt, f"{spatial} is doing something"),
         (args.motion_prompt, f"an object is {doing}")))
+    for text, name in zip(prompts, ("--prompt", "--appearance-prompt", "--motion-prompt")):
+        check_prompt(text, name)
     print("target: {}\nspatial teacher: {}\ntemporal teacher: {}".format(*prompts))
     return prompts
 
@@ -188,6 +189,8 @@ def prompts_of(given: str | None, files: list[Path]) -> list[str]:
     if None in prompts:
         raise UserError(f"--prompt: say what {files[prompts.index(None)]} shows, or put the words "
                         f"into {files[prompts.index(None)].with_suffix('.txt')}")
+    for file, text in zip(files, prompts):
+        check_prompt(text, f"{file}: its prompt")
     print("prompt: " + "\n        ".join(dict.fromkeys(prompts)))
     return prompts
 

@@ -2,6 +2,7 @@
 
 import argparse
 import math
+import unicodedata
 from pathlib import Path
 
 import torch
@@ -109,6 +110,7 @@ def check_prompts(args: argparse.Namespace) -> None:
 
 
 def check_prompt(text: str, whose: str) -> None:
+    """`whose`: the flag, or the file that it is from."""
     try:
         text.encode()
     except UnicodeEncodeError as error:
@@ -116,8 +118,8 @@ def check_prompt(text: str, whose: str) -> None:
     if len(text) > MOST_CHARACTERS:
         raise UserError(f"{whose}: {len(text)} characters; give {MOST_CHARACTERS} at most, of "
                         f"which the model reads the first 75 tokens")
-    if not all(each.isprintable() or each.isspace() for each in text):
-        raise UserError(f"{whose}: holds characters that cannot be shown; type it again")
+    if any(unicodedata.category(each) == "Cc" and not each.isspace() for each in text):
+        raise UserError(f"{whose}: holds control characters; leave them out")
 
 
 def chosen_settings(args: argparse.Namespace, recipe: Recipe, model: Model) -> dict:

@@ -51,7 +51,8 @@ def write_group(folder: Path, prompts: Sequence[Combination]) -> Group:
     subject, images = HELD_OUT_SUBJECTS[one.subject], folder / dashed(one.subject)
     generator = Generator().manual_seed(stream_seed(11, one.subject))
     for k, scene in enumerate(SCENES):
-        write_frames(render(make_clip(subject, STANDING_STILL, scene, generator), [0]), images / f"{k}.png")
+        clip = make_clip(subject, STANDING_STILL, scene, generator)
+        write_frames(render(clip, [0]), images / f"{k}.png")
     clip = make_clip(Subject("ball", ("red",)), HELD_OUT_MOTIONS[one.motion], "grass",
                      Generator().manual_seed(stream_seed(11, one.motion)))
     video = folder / f"{dashed(one.motion)}.gif"        # x264 gives other bytes now and then
