@@ -85,7 +85,7 @@ def test_the_page(tmp_path, page, monkeypatch):
     assert "6 clips" not in written and "12 clips of 3 groups" in written
     assert "| +0.020 ± 0.000 |\n" in written.replace("+0.020 ± 0.000 (+0.020)", "")
     said = "CLIP-T, *5 reference steps* minus *without test-time training*: +0.013 in the paper, "
-    assert f"- {said}+0.020 ± 0.000 here: the paper's sign, but its size is" in written
+    assert f"- {said}+0.020 ± 0.000 here: the paper's sign, but its size is outside the interval.\n" in written
     assert "| 6 | 0.2100 | +0.0100 | 0.200 |" in written
     assert written.index("Table 2, Figure 1") < written.index("## Table 4")
     assert written.count("motion fidelity is 0: none.\n") == 1

@@ -218,6 +218,9 @@ def test_groups_count_and_not_clips():
     assert f"minus *{tables.AS_THEY_ARE}* | +0.010 ± 0.000 (+0.013) | +0.010 " in printed
     assert tables.verdicts(some)[0].endswith("+0.010 ± 0.000 here: the paper's sign, but "
                                              "its size is outside the interval.")
+    near = result("table-4", {"5 reference steps": [[0.1125, 0.3125], [0.3135, 0.5135]],
+                              tables.AS_THEY_ARE: values})
+    assert tables.verdicts(near)[0].endswith("+0.013 ± 0.006 here: as the paper.")
     other = result("table-4", {"5 reference steps": values, tables.AS_THEY_ARE: [
         [x + 0.01 for x in xs] for xs in values]})
     assert "against the paper" in tables.verdicts(other)[0]

@@ -158,7 +158,6 @@ class Stored:
     file: WeightFile
     key: str
     shape: tuple[int, ...]
-    layout = torch.strided
 
     @property
     def is_floating(self) -> bool:
@@ -243,7 +242,7 @@ def floating(tensor: Tensor | Stored, device: torch.device | str, dtype: torch.d
              file: str | Path) -> Tensor:
     """The tensor on a device, in a dtype. UserError if it holds other than finite numbers."""
     plain = tensor.is_floating if isinstance(tensor, Stored) else tensor.dtype in FLOATS.values()
-    if not plain or tensor.layout != torch.strided:
+    if not plain:
         raise UserError(f"{file}: {key} holds no plain floating-point numbers; fetch the file "
                         f"again")
     value = tensor.to(device=device, dtype=dtype)

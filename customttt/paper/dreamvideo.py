@@ -34,8 +34,7 @@ from ..model.clip import TextEncoder
 from ..model.model import Model
 from ..model.unet import UNet
 from ..recipes import Recipe, Setting
-from ..run.checkpoint import is_of_a_run
-from ..run.data import (OUTPUT, add_data_flags, check_apart, fingerprint, read_clips,
+from ..run.data import (OUTPUT, add_data_flags, check_lora_apart, fingerprint, read_clips,
                         read_images)
 from ..run.options import require_motion
 from ..run.stage import Job, Stage
@@ -109,8 +108,7 @@ def add_identity_flags(parser: ArgumentParser) -> None:
 
 def prepare_identity(model: Model, settings: dict, args: Namespace) -> Job:
     """Images, and the prompt "a *" with the learned word in it."""
-    word = word_file(args.word)
-    check_apart(args.output, filter(is_of_a_run, [word, word.resolve()]), "the word")
+    check_lora_apart(args.output, word_file(args.word), "the word")
     job = read_images(model, settings, args)
     put_word(model, read_word(args.word, model))
     put_identity(model.unet)

@@ -117,6 +117,11 @@ def check_apart(output: Path, files: Iterable[Path], what: str) -> None:
         raise UserError(f"--output {output}: holds {what} to learn from; give another")
 
 
+def check_lora_apart(output: Path, file: Path, what: str) -> None:
+    """The same for a LoRA, which a run removes by its name, or by that of what it links to."""
+    check_apart(output, filter(is_of_a_run, (file, file.resolve())), what)
+
+
 def put_fresh_lora(model: Model, settings: dict, kind: str) -> dict:
     """Put it on the model; what its file will say of it."""
     layers, rank = settings[f"{kind}_layers"], settings["rank"]
@@ -133,7 +138,7 @@ def prepare_ttt(model: Model, settings: dict, args: Namespace) -> Job:
     metadata, above = {}, []
     for kind, given in (("spatial", args.spatial), ("temporal", args.temporal)):
         file = find_lora(given, f"--{kind}", f"run --stage {kind} first")
-        check_apart(args.output, filter(is_of_a_run, [file, file.resolve()]), f"the {kind} LoRA")
+        check_lora_apart(args.output, file, f"the {kind} LoRA")
         load_lora(model.unet, file, name=f"{kind}_teacher")
         read = load_lora(model.unet, file, name=kind, dropout=settings["dropout"]).metadata
         if read.get("kind") != kind:
