@@ -34,7 +34,7 @@ class Draws:
                        for name in ("data", "noise")}
 
     def some(self, of: int, count: int) -> Tensor:
-        """(count,): which of the images or clips, with repetition."""
+        """(count,): which of the images or clips, with replacement."""
         return torch.randint(of, (count,), generator=self.stream["data"])
 
     def timesteps(self, z: Tensor, least: int = 0) -> Tensor:

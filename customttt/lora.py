@@ -49,7 +49,7 @@ class LoRA(nn.Module):
 
 
 class WithLoRA(nn.Module):
-    """A Linear or convolution and its LoRAs; `on` names those that are added."""
+    """A Linear or convolution and its LoRAs; `on` names those whose update is added."""
 
     def __init__(self, base: nn.Linear | nn.Conv2d):
         super().__init__()
@@ -122,7 +122,7 @@ def put_lora(module: nn.Module, target: str, name: str, rank: int, dropout: floa
     if name in wrapper.loras:
         raise ValueError(f"{target} has a LoRA {name!r} already: give this one another name")
     lora = LoRA(wrapper.base, rank, dropout, scale)
-    wrapper.loras[name] = lora.train(wrapper.base.training)     # no dropout while it samples
+    wrapper.loras[name] = lora.train(wrapper.base.training)     # no dropout in one that samples
     wrapper.on.add(name)
     return wrapper.loras[name]
 

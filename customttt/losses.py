@@ -36,8 +36,8 @@ def preservation_loss(unet: UNet, z_ref: Tensor, c: Tensor, eps: Tensor, t: Tens
     z_f, and x_t its z_{f+1} (there f counts DDIM steps). The student is on, under the target prompt
     c. Of z_s this is the appearance preservation loss, of z_t the temporal preservation loss.
 
-    With t_ref >= 0, eps is the noise since t_ref alone, where stages (a) and (b) have the UNet
-    predict all the noise in x_t: the paper's words taken literally.
+    With t_ref >= 0 (the paper's words taken literally) eps is the noise since t_ref alone; in
+    stages (a) and (b) it is all the noise in x_t.
     """
     return noise_loss(unet(add_noise(z_ref, eps, t, t_ref), t, c), eps)
 

@@ -18,7 +18,7 @@ class Setting(NamedTuple):
     source: str
     about: str = ""
     zero: bool = False              # whether it may be 0; nothing may be less
-    below: float = 2 ** 31
+    below: float = 2 ** 31          # it must be less than this
     choices: tuple[str, ...] | None = None
 
 
@@ -41,7 +41,7 @@ def is_full_size(unet: UNet) -> bool:
     return unet.config.channels == SD15_UNET.channels
 
 
-MOST_STEPS = TIMESTEPS // 2     # with 501 the first timestep would be 501, not near 999
+MOST_STEPS = TIMESTEPS // 2     # of DDIM: 501 would be spaced by 1, and so start at timestep 501
 EVERYWHERE = {
     "size": Setting(256, "supplement", "pixels along each side"),
     "frames": Setting(16, "supplement", "of a clip"),

@@ -16,11 +16,11 @@ def sample_latents(model: Model, prompt: str | Sequence[str], steps: int = 25,
                    guidance: float = 9.0, frames: int = 16, size: int = 256, seed: int = 0,
                    negative_prompt: str = "", latents: Tensor | None = None,
                    motion: bool = True) -> Iterator[Tensor]:
-    """A generator that yields every x_t, `steps` of them, the last one clean: (1 4 f h w), fp32.
+    """A generator that yields every x_t, `steps` of them, the last one clean: (b 4 f h w), fp32.
 
     `prompt`: one, or nine, one a layer (the probe of the supplement's section 3). `size`: pixels
-    along each side. `latents`: the noise (1 4 f h w) to start from; frames, size and seed then
-    count for nothing. Raises ValueError as the first x_t is asked for.
+    along each side. `latents`: the noise (b 4 f h w) to start from; frames, size and seed then
+    count for nothing, and b is 1 without it. Raises ValueError as the first x_t is asked for.
     """
     if latents is None:
         latents = initial_noise(model, frames, size, seed)
@@ -66,7 +66,7 @@ def sample_video(model: Model, prompt: str | Sequence[str], *arguments, **named)
 
 
 def check_finite(z: Tensor) -> None:
-    """Latents that are not would be a black clip."""
+    """Raises UserError for latents that are not finite: they would be a black clip."""
     if not z.isfinite().all():
         raise UserError("--precision: the video is not finite; try fp32, or a smaller scale of the "
                         "LoRAs")

@@ -2,9 +2,9 @@
 
 Legend: z clean latents (b 4 f h w), c text embeddings (b 77 d), eps noise, t timesteps (b,). A step
 takes what it learns from, the stage's settings (recipes.py), `draw`, its random numbers (draws.py),
-and `backward`, which runs a loss's backward pass; gradients add up. It is called once a loss,
-inside the loss's `with lora_on` if there is one: so one graph is held at a time, and what gradient
-checkpointing runs again sees the same LoRAs.
+and `backward`, which runs a loss's backward pass; gradients add up. A step calls it on each loss
+before it computes the next, so that one graph is held at a time; and inside the loss's `with
+lora_on`, if there is one, so that gradient checkpointing runs again with the same LoRAs.
 """
 
 from collections.abc import Callable

@@ -220,8 +220,6 @@ def test_diffusers_own_motion_norm_agrees_on_one_frame():
     assert relative_error(ours(*inputs), expected) <= TOLERANCE
 
 
-# ------------------------------------------------------------------ one text a layer
-
 @pytest.mark.parametrize("sinusoids", [32, 320])
 def test_the_timesteps_sinusoids_are_the_same_to_the_last_bit(sinusoids):
     embedding, t, seen = TimeEmbedding(sinusoids, 8), torch.arange(1000), []
@@ -230,6 +228,8 @@ def test_the_timesteps_sinusoids_are_the_same_to_the_last_bit(sinusoids):
     assert torch.equal(seen[0], get_timestep_embedding(t, sinusoids, flip_sin_to_cos=True,
                                                        downscale_freq_shift=0))
 
+
+# ------------------------------------------------------------------ one text a layer
 
 def test_nine_texts_are_nine_hooks():
     ours, (latents, timesteps, text) = perturbed(random_model(2).unet), clip_inputs(frames=5)

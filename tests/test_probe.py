@@ -107,6 +107,17 @@ def test_no_pairs(call):
         call("subject", "--number", "0")
 
 
+def test_no_pair_is_left_out_unasked(tmp_path):
+    file = tmp_path / "pairs.txt"
+    file.write_text("a cat | a dog\n" * 101)
+    asked = SimpleNamespace(kind="motion", pairs=file, number=None)
+    assert len(probe.chosen_pairs(asked)) == 101
+    asked.number = 102
+    with pytest.raises(UserError, match="--number 102: there are 101 pairs; give at most as many"):
+        probe.chosen_pairs(asked)
+    assert len(probe.chosen_pairs(SimpleNamespace(kind="motion", pairs=None, number=None))) == 100
+
+
 def test_pairs(tmp_path):
     for kind in probe.FIRST:
         pairs = probe.tiny_pairs(kind)

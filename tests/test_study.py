@@ -168,6 +168,8 @@ def test_the_student_shares_what_the_search_trains(call, tmp_path):
     identity = [changes[f"identity, {kind} reference"] for kind in ("appearance", "motion")]
     assert 0 < identity[0] != identity[1]       # of two clips
     assert {folder.name for folder in (tmp_path / "loras").iterdir()} == loras
+    with pytest.raises(UserError, match="--tracker: no score of the student follows points"):
+        call(student, "student", "--tracker", "cotracker", *few)
 
 
 def test_what_metrics_are_worth(call, model_folder):

@@ -266,7 +266,8 @@ def test_processes_share_the_work(tmp_path, monkeypatch):
     assert ranks.shared(jobs, "jobs") == [job(k) for k in range(5)] and made == [2, 3, 4, 0, 1]
 
 
-def test_a_commands_own_flags_are_not_torchruns(monkeypatch):
+@pytest.mark.parametrize("device", ["cpu", "cpu:0"])
+def test_a_commands_own_flags_are_not_torchruns(device, monkeypatch):
     """Torchrun takes flags that begin like its own, such as --start, where nothing keeps it off."""
     own, seen = ["temporal", "", "--start", "2"], []
     program = SimpleNamespace(__spec__=SimpleNamespace(name="customttt.tiny.study.search"))
@@ -276,7 +277,7 @@ def test_a_commands_own_flags_are_not_torchruns(monkeypatch):
     monkeypatch.setattr(ranks.torchrun, "main",
                         lambda args: seen.append(ranks.torchrun.parse_args(args)))
     with pytest.raises(SystemExit):
-        ranks.start_ranks("cpu")
+        ranks.start_ranks(device)
     [told] = seen
     assert told.module and told.training_script == "customttt.tiny.study.search"
     assert told.training_script_args == own
@@ -411,8 +412,10 @@ def test_results_that_were_made_otherwise_are_told_apart(protocol):
     assert len({told, rows.told_of(units, SimpleNamespace(guidance=2.0)),
                 rows.told_of(units[:1], args),
                 rows.told_of(tables.units_of(tables.TABLES[3], [group]), args),
-                rows.told_of([unit._replace(group=replace(group, prompts=("a bear is up",) * 2))
-                              for unit in units], args)}) == 5
+                *(rows.told_of([unit._replace(group=replace(group, **other)) for unit in units],
+                               args)
+                  for other in ({"prompts": ("a bear is up",) * 2}, {"subject": "an animal"},
+                                {"motion": "a thing is moving"}))}) == 7
 
 
 def test_a_row_of_motion_alone_has_the_motions_scale(protocol, monkeypatch):
@@ -429,12 +432,14 @@ def test_a_row_of_motion_alone_has_the_motions_scale(protocol, monkeypatch):
     assert scales == [0.7, 0.5, 0.7]
 
 
-def test_a_tokenizer_beside_a_single_file_is_part_of_the_model(tmp_path):
+def test_what_is_read_beside_a_single_file_is_part_of_the_model(tmp_path):
+    """The loader reads the tokenizer of a checkpoint, and the config.json of a diffusers part."""
     (tmp_path / "tokenizer").mkdir()
-    for file in ("model.safetensors", "tokenizer/vocab.json"):
+    for file in ("model.safetensors", "tokenizer/vocab.json", "config.json"):
         (tmp_path / file).touch()
     args = SimpleNamespace(model=tmp_path / "model.safetensors", motion_module=None, vae=None)
-    assert cache.model_files(args) == [args.model, tmp_path / "tokenizer" / "vocab.json"]
+    assert cache.model_files(args) == [args.model, tmp_path / "tokenizer" / "vocab.json",
+                                       tmp_path / "config.json"]
 
 
 def test_a_clip_without_tracks_has_no_motion_fidelity(protocol, model_folder, monkeypatch):

@@ -213,7 +213,7 @@ def test_resume_refuses_other_captions(run_stage, data, tmp_path):
     flags = ("--data", tmp_path / "bear", "--prompt", "a bear", "--steps", "1")
     run_stage("spatial", tmp_path / "run", *flags)
     (tmp_path / "bear" / "0.txt").write_text("a bear on the grass")
-    with pytest.raises(UserError, match="was started with other data or captions; give the same"):
+    with pytest.raises(UserError, match="was started with other data or prompts; give the same"):
         run_stage("spatial", tmp_path / "run", *flags, "--resume")
 
 

@@ -2,7 +2,7 @@
 
 `diffusers_*` is the Hugging Face layout (a model folder), `original_*` the one of the first
 releases (`model.diffusion_model.*` and AnimateDiff's own motion files). The loader fills every
-parameter of ours from exactly one public key; what is left over must be in a DROPPED list.
+parameter of ours from exactly one public key; what is left over of a part must be in DROPPED.
 """
 
 import re

@@ -53,8 +53,8 @@ def _in_folder(folder: Path, endings: set[str], what: str) -> list[Path]:
         raise UserError(f"{folder}: no {what} in this folder"
                         + (f": {named}" if left else ""))
     if len({p.name.partition("_")[0] for p in of_trainers}) > 1:
-        warnings.warn(f"{folder}: each {what} counts once, whatever number its folder's name begins "
-                      f"with", stacklevel=3)
+        warnings.warn(f"{folder}: each {what} counts once, whatever number its folder's name "
+                      f"begins with", stacklevel=3)
     if left:
         warnings.warn(f"{folder}: {len(used) + len(left)} files: {len(used)} {what}s used; left "
                       f"out: {named}", stacklevel=3)

@@ -101,7 +101,7 @@ class CLIP(nn.Module):
         self.vision_model = ImageEncoder(vision)
         self.text_projection = nn.Linear(text.width, projection, bias=False)
         self.visual_projection = nn.Linear(vision.width, projection, bias=False)
-        self.logit_scale = nn.Parameter(torch.tensor(2.6592))   # log(1 / 0.07), the paper's start
+        self.logit_scale = nn.Parameter(torch.tensor(2.6592))   # log(1 / 0.07), CLIP's start
 
     def embed_text(self, ids: Tensor, end: int) -> Tensor:
         """Token ids (b n) -> unit vectors (b d), read at the first `end` token of each row."""

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class MotionConfig:
-    """The motion modules of AnimateDiff (Guo et al. 2023); one per resnet outside the mid layer."""
+    """The motion modules of AnimateDiff (Guo et al. 2023); one per resnet outside layer 4."""
 
     version: int            # 1, 2 or 3: 1 normalises resnets across frames, 2 has a module at i = 4
     max_frames: int         # that it has positions for: 24 in version 1, 32 after; trained on 16

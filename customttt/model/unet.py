@@ -167,7 +167,7 @@ def check_clip_length(motion: MotionConfig, frames: int) -> None:
 
 class TimeEmbedding(nn.Module):
     """Timesteps (b,) -> (b d): sinusoids, then a two-layer MLP. As in Stable Diffusion, cosine
-    comes first and k is over half; Ho et al. 2020 have sine first, and half - 1."""
+    comes first and k is divided by half; in Ho et al. 2020 sine does, and by half - 1."""
 
     def __init__(self, sinusoids: int, width: int):
         super().__init__()

@@ -31,6 +31,7 @@ OUTPUT = Path("output/paper")
 ADAPTER, MADE = "adapter.safetensors", "made-of.json"
 MODEL_FLAGS = ("model", "motion_module", "motion_version", "vae", "device", "precision", "seed")
 PARTS = ("tokenizer", "text_encoder", "vae", "unet", "motion_adapter")      # of a model folder
+BESIDE = ("tokenizer", "config.json")       # a file
 WAIT = 2.0      # seconds between two looks at what another process is making
 
 
@@ -63,7 +64,7 @@ class Cache:
     def lora(self, stage: Stage, flags: Sequence[str], of: dict[str, Path]) -> Path:
         """The LoRA file that a stage of train.py trains, with these flags; `of`: what it learns
         from, data and other LoRAs (flag -> file or folder), which counts by its content. A flag
-        that gives the recipe's own value makes no difference."""
+        that gives the recipe's own value, the same at every size, makes no difference."""
         data = [str(each) for pair in of.items() for each in pair]
 
         def make(folder: Path) -> None:
@@ -109,8 +110,9 @@ def model_files(args: argparse.Namespace) -> list[Path]:
     """All that the model is read from."""
     found = []
     for path in map(Path, filter(None, (args.model, args.motion_module, args.vae))):
-        parts = [part for part in map(path.joinpath, PARTS) if part.is_dir()] or [path, *filter(
-            Path.is_dir, [path.with_name("tokenizer")] if path.is_file() else [])]
+        parts = [part for part in map(path.joinpath, PARTS) if part.is_dir()] or [path]
+        if path.is_file():
+            parts += filter(Path.exists, map(path.with_name, BESIDE))
         found += [file for part in parts for file in files_of(part)]
     return found
 

@@ -8,11 +8,12 @@ decides what is seen, and which how it moves?
 The prompt p goes into all layers but one, and p* into that one, i = 0..8; then p* into two, the
 most important one and i. The score is CLIP-T of the clip and p*. That is blind to motion, so pairs
 of motions have a second one, which is not in the paper: motion fidelity to the clip of p* in all
-layers, from the same noise; 0 where no point can be followed. Layers 3 and 5 read no text, so they
-score as no probe does. Each line of --pairs is "p | p*"; without it, the tiny world's words are
-paired. A pair's scores stay in --output, so that the same command goes on where it was stopped;
-processes share the pairs as in tables.py. When all are there, the table is printed and written
-(probe-subject-seed-0.json), with heat maps of the gains and the clips of the first pairs (.png).
+layers, from the same noise; 0 where no point can be followed. Layers 3 and 5 read no text, so a
+probe there scores what none does. Each line of --pairs is "p | p*"; without it, the tiny world's
+words are paired. A pair's scores stay in --output, so that the same command goes on where it was
+stopped; processes share the pairs as in tables.py. When all are there, the table is printed and
+written (probe-subject-seed-0.json), with heat maps of the gains and the clips of the first pairs
+(.png).
 """
 
 import argparse
@@ -39,8 +40,9 @@ from .flags import SAMPLED, add_shared_flags, check_shared
 from .intervals import interval, markdown, shown
 from .metrics import clip_t, motion_fidelity
 from .ranks import shared, start_ranks
-from .tracks import TRACKERS, check_tracker, evaluation_package
+from .tracks import TRACKERS, check_tracker, evaluation_package, told_of_tracks
 
+NUMBER = 100                                # of pairs, the paper's
 GRIDS, COLUMNS = 2, 4                       # pairs whose clips are drawn, frames of each
 LAYERS = range(9)
 FIRST = {"subject": 6, "motion": 2}         # the most important layer, which the second probe keeps
@@ -78,6 +80,14 @@ def read_pairs(path: Path) -> list[tuple[str, str]]:
     if not pairs or any(len(pair) != 2 or not all(pair) for pair in pairs):
         raise UserError(f"--pairs {path}: each line must be two prompts, \"p | p*\"")
     return pairs
+
+
+def chosen_pairs(args: argparse.Namespace) -> list[tuple[str, str]]:
+    pairs = tiny_pairs(args.kind) if args.pairs is None else read_pairs(args.pairs)
+    number = args.number or (NUMBER if args.pairs is None else len(pairs))
+    if number > len(pairs):
+        raise UserError(f"--number {number}: there are {len(pairs)} pairs; give at most as many")
+    return pairs[:number]
 
 
 def conditions(first: int) -> dict[str, tuple[int, ...]]:
@@ -151,7 +161,8 @@ def parse() -> argparse.Namespace:
     parser.add_argument("kind", choices=list(FIRST))
     add_shared_flags(parser)
     parser.add_argument("--pairs", type=Path, metavar="FILE", help="lines \"p | p*\"")
-    parser.add_argument("--number", type=int, default=100, help="of pairs (default: %(default)s)")
+    parser.add_argument("--number", type=int, help="of pairs, the first (default: all of --pairs, "
+                        f"else {NUMBER})")
     parser.add_argument("--first", type=int, choices=LAYERS, metavar="I",
                         help="layer that the second probe keeps (default: 6, of motions 2)")
     parser.add_argument("--tracker", choices=list(TRACKERS),
@@ -187,7 +198,7 @@ def draw(result: dict, folders: Sequence[Path], output: Path) -> None:
 def main() -> None:
     args = parse()
     first = FIRST[args.kind] if args.first is None else args.first
-    pairs = (tiny_pairs(args.kind) if args.pairs is None else read_pairs(args.pairs))[:args.number]
+    pairs = chosen_pairs(args)
     evaluation_package("matplotlib")        # now, and not after hours
     embedder, cache = load_clip(args.clip, args.device), open_cache(args)
     start_ranks(args.device)
@@ -195,7 +206,7 @@ def main() -> None:
         model, _ = open_model(args)
         settings = chosen_settings(args, SAMPLED, model)
 
-    jobs, judged = [], {"judge": clip_fingerprint(args.clip), "tracker": args.tracker}
+    jobs, judged = [], {"judge": clip_fingerprint(args.clip)} | told_of_tracks(args.tracker)
     for k, pair in enumerate(pairs):
         seed = stream_seed(args.seed, f"probe {k}")
         told = {"pair": pair, "first": first, "noise": seed, "sampled": settings} | judged

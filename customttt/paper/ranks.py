@@ -25,7 +25,7 @@ def start_ranks(device: str) -> None:
     again under it, and ends here. On a CPU each process has one thread: with another number sums
     round otherwise, and results would differ in their last digits."""
     module = getattr(sys.modules["__main__"].__spec__, "name", "")
-    if device != "cpu" or not module.startswith("customttt."):
+    if torch.device(device).type != "cpu" or not module.startswith("customttt."):
         return
     torch.set_num_threads(1)
     if "LOCAL_RANK" in os.environ:

@@ -36,7 +36,7 @@ from .dreamvideo import WORD, load_dreamvideo, sample_dreamvideo
 from .flags import SAMPLED
 from .metrics import clip_scores, fidelity_scores, open_image, reference_tracks
 from .systems import COMPARED
-from .tracks import TRACKERS
+from .tracks import TRACKERS, told_of_tracks
 
 FPS = SAMPLING.full["fps"].value
 
@@ -201,8 +201,8 @@ def told_of(units: Sequence[Unit], args: argparse.Namespace) -> str:
     stages = {stage for unit in units for stage in (*unit.row.subject, *unit.row.motion, "ttt")}
     told = {"recipes": {stage: values_of((STAGES | COMPARED)[stage].recipe) for stage in stages},
             "sampled": values_of(SAMPLED, args),
-            "units": [[str(replace(unit.row, clip=None)), unit.group.content, unit.prompt]
-                      for unit in units]}
+            "units": [[str(replace(unit.row, clip=None)), unit.group.content, unit.group.subject,
+                       unit.group.motion, unit.prompt] for unit in units]}
     return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
 
 
@@ -231,5 +231,5 @@ def paper_scorer(args: argparse.Namespace) -> Scorer:
         if not len(reference_tracks(group.video, frames, FPS, args.tracker)):
             raise UserError(f"{group.video}: no point can be followed through it; take another "
                             f"video")
-    told = {"judge": clip_fingerprint(args.clip), "tracker": args.tracker}
+    told = {"judge": clip_fingerprint(args.clip)} | told_of_tracks(args.tracker)
     return Scorer("paper", told, score, check)

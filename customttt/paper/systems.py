@@ -46,7 +46,7 @@ from .dreamvideo import DREAMVIDEO
 
 EVERY_SPATIAL = Setting((0, 1, 2, 4, 6, 7, 8), "every layer that has one", "with spatial LoRA",
                         zero=True)
-EVERY_TEMPORAL = Setting((0, 1, 2, 3, 5, 6, 7, 8), "every layer that has motion modules",
+EVERY_TEMPORAL = Setting((0, 1, 2, 3, 5, 6, 7, 8), "every layer with motion modules in v1 and v3",
                          "with temporal LoRA", zero=True)
 
 

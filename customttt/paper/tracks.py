@@ -17,6 +17,7 @@ from ..errors import UserError, in_words
 from ..files.reading import read_tensors
 
 SIDE = 256          # pixels that the shorter side is resized to, so that a pixel means the same
+FILTER = Image.Resampling.LANCZOS       # that resizes them: scores of small clips hang on it
 GRID = 55           # points along each side of the first frame, as in Yatim et al.'s code
 WINDOW, LEVELS = 21, 3      # Lucas-Kanade's window in pixels, and the halvings of its pyramid
 RETURN = 1.0        # pixels: a point that comes back farther away than this was lost
@@ -36,7 +37,7 @@ def resized(frames: Sequence[Image.Image]) -> Tensor:
     width, height = frames[0].size
     factor = SIDE / min(width, height)
     size = (round(width * factor), round(height * factor))
-    images = [frame.convert("RGB").resize(size, Image.Resampling.LANCZOS) for frame in frames]
+    images = [frame.convert("RGB").resize(size, FILTER) for frame in frames]
     pixels = torch.frombuffer(bytearray(b"".join(each.tobytes() for each in images)),
                               dtype=torch.uint8)
     return rearrange(pixels, "(t h w c) -> t h w c", t=len(images), h=size[1], c=3)
@@ -91,6 +92,11 @@ def cotracker(frames: Sequence[Image.Image]) -> Tensor:
 
 
 TRACKERS = {"lucas-kanade": lucas_kanade, "cotracker": cotracker}
+
+
+def told_of_tracks(tracker: str | None) -> dict:
+    """What makes a difference in the scores of tracks; no tracker, none."""
+    return {"tracker": tracker, "resized by": tracker and FILTER.name}
 
 
 def check_tracker(name: str) -> None:

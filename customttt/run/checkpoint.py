@@ -14,7 +14,7 @@ from ..files.reading import save_pickled
 
 CHECKPOINT = "checkpoint.pt"
 OF_A_RUN = r"checkpoint\.pt|adapter(-\d{6,})?\.safetensors|sheet-\d{6,}\.(png|gif)"
-OTHERS = {"base_weights": "another model", "data_sha256": "other data or captions"}
+OTHERS = {"base_weights": "another model", "data_sha256": "other data or prompts"}
 
 
 class State:

@@ -32,7 +32,7 @@ class Run:
     """
 
     folder: Path
-    module: nn.Module           # in training mode during a step; all is on its device
+    module: nn.Module           # in training mode during a step; its device is the run's
     parameters: dict[str, nn.Parameter]             # what is trained
     optimizer: Optimizer        # of the parameters
     step: Callable[[Draws, Callable[[Tensor], None]], None]     # draws, backward: one step

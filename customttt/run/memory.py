@@ -25,7 +25,7 @@ def keep_freed_memory() -> None:
     By default glibc gives large blocks back to the kernel, which hands out zeroed pages again, one
     fault each, at every step. And where a tensor was freed, the next of its size does not fit:
     PyTorch asks for aligned blocks, glibc cuts them out of larger ones, and the cuttings are lost
-    to small requests. Those get blocks of their own here. With THP_MEM_ALLOC_ENABLE=1, which PyTorch
+    to small requests. Those get blocks of their own. With THP_MEM_ALLOC_ENABLE=1, which PyTorch
     reads as it is imported, the cuttings are too large for them, and are free when their tensor is.
     """
     try:

@@ -24,7 +24,7 @@ def sheet_writer(model: Model, prompt: str, settings: dict, seed: int,
     """A function that writes the sheet: `above` (uint8 (f H W 3), what was learned from), then the
     prompt sampled from one noise with each of `rows`, the LoRAs that are on.
 
-    Beside a sheet of clips goes a .gif, with what are rows of the sheet from left to right.
+    Beside a sheet of clips goes a .gif: the sheet's rows as clips, from left to right.
     """
     text, empty = model.encode_text([prompt, ""]).split(1)
     noise = initial_noise(model, settings["frames"], settings["size"], stream_seed(seed, "sheet"))

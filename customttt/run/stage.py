@@ -30,8 +30,8 @@ class Job:
 
 @dataclass(frozen=True)
 class Stage:
-    """A training method. A further one is one more of these, in a file of its own; what it has that
-    others have not (other modules than LoRA, several rates, another optimizer) is a subclass."""
+    """A training method. A further one is one more of these, in a file of its own; one that trains
+    other modules than LoRA, or has several rates or another optimizer, is of a subclass."""
 
     name: str                               # of --stage
     kind: str                               # what its LoRA file says it holds

@@ -20,7 +20,7 @@ from torch import Generator, Tensor
 
 from ...diffusion import add_noise
 from ...draws import Draws
-from ...errors import command_parser, run_command
+from ...errors import UserError, command_parser, run_command
 from ...files.lora_files import load_lora
 from ...files.reading import read_metadata
 from ...lora import lora_on
@@ -29,6 +29,7 @@ from ...media.clips import as_pixels
 from ...model.model import Model
 from ...model.unet import UNet
 from ...paper import tables
+from ...paper.flags import check_shared
 from ...paper.rows import Scorer, Unit
 from ...run.data import Texts
 from ...run.loop import autocast
@@ -141,7 +142,9 @@ def main() -> None:
     parser.add_argument("settings", nargs="*", help="flags of the ttt stage")
     search.add_flags(parser)
     args = parser.parse_args()
-    tables.check(args)
+    if args.tracker != parser.get_default("tracker"):
+        raise UserError("--tracker: no score of the student follows points; leave it out")
+    check_shared(args)
     rows = search.rows_of("ttt", args.settings or [""])[1:]     # all have a student
     tables.make(args, "student", tables.units_of(rows, search.groups_of(args)),
                 [student_scorer(args)], [], "customttt.tiny.study.student")
