@@ -38,8 +38,9 @@ def parse() -> argparse.Namespace:
                         help="LoRA files, or folders that train.py wrote (default: output/ttt; "
                         "--lora alone: none)")
     parser.add_argument("--prompt", help="default: the one that the last LoRA was trained for")
-    parser.add_argument("--negative-prompt", default="")
-    parser.add_argument("--output", type=Path, default=Path("output/sample.mp4"), metavar="FILE")
+    parser.add_argument("--negative-prompt", default="", help="what it is not to show")
+    parser.add_argument("--output", type=Path, default=Path("output/sample.mp4"), metavar="FILE",
+                        help=".mp4, .gif, .webp or .png (default: %(default)s)")
     parser.add_argument("--motion", action=argparse.BooleanOptionalAction, default=True,
                         help="--no-motion takes the motion modules out: frames are separate images")
     add_recipe_flags(parser, SAMPLING)
@@ -52,6 +53,8 @@ def main() -> None:
     model, _ = open_model(args)
     settings = chosen_settings(args, SAMPLING, model)
     check_fps(args.output, settings["fps"])
+    if args.fps is not None and args.output.suffix.lower() == ".png":
+        raise UserError("--fps: does nothing for a .png, a contact sheet; leave it out")
     if args.negative_prompt and settings["guidance"] == 1:
         raise UserError("--negative-prompt: does nothing with --guidance 1; leave it out")
     if args.motion:
@@ -59,7 +62,7 @@ def main() -> None:
     loras = args.lora
     if loras is None:
         # A default run that was killed in an earlier stage, or is at work, has none there yet.
-        loras = [JOINED] if any(JOINED.glob("*.safetensors")) else []
+        loras = [JOINED] if any(JOINED.glob("[!.]*.safetensors")) else []
         if not loras:
             print(f"no LoRA: there is none in {JOINED}, and no --lora")
     prompt = apply_loras(model, loras, args.motion)

@@ -4,6 +4,7 @@ The files of tests/cases were made after public reports of what people's tools g
 """
 
 import struct
+import warnings
 import zlib
 from pathlib import Path
 
@@ -165,6 +166,38 @@ def test_postscript_is_not_opened(tmp_path):
     assert ".eps" not in IMAGE_ENDINGS and {".jfif", ".avif", ".jp2", ".tga"} <= IMAGE_ENDINGS
 
 
+@pytest.mark.parametrize("primaries, transfer, said", [
+    (9, 16, "transfer PQ, primaries 9"), (12, 13, "transfer 13, primaries 12"), (1, 13, None)])
+@pytest.mark.parametrize("animated", [False, True])
+@pytest.mark.parametrize("ending", [".png", ".avif"])
+def test_wide_colours_that_pillow_leaves_aside_are_said(tmp_path, ending, animated, primaries,
+                                                        transfer, said):
+    """As numbers of ITU-T H.273: in a PNG's cICP chunk, in an AVIF's nclx box."""
+    file, frames = tmp_path / f"a{ending}", numbered(8, (32, 32))
+    more = {"save_all": True, "append_images": frames[1:], "duration": 125} if animated else {}
+    frames[0].save(file, **more)
+    content = file.read_bytes()
+    if ending == ".png":
+        body = b"cICP" + bytes([primaries, transfer, 0, 1])
+        content = (content[:33] + struct.pack(">I", 4) + body + struct.pack(">I", zlib.crc32(body))
+                   + content[33:])
+    else:
+        before, mark, after = content.partition(b"colrnclx")
+        content = before + mark + struct.pack(">2H", primaries, transfer) + after[4:]
+        assert mark
+    file.write_bytes(content)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        read_video(file, 8, 8, 32) if animated else read_image(file, 16)
+    told = [str(each.message) for each in caught]
+    assert len(told) == (said is not None) and (not told or f"a{ending}: its colours ({said}" in told[0])
+
+
+def test_a_phones_200_megapixels_are_read(tmp_path):
+    Image.new("L", (16320, 12240), "white").save(tmp_path / "a.jpg")
+    assert has(read_image(tmp_path / "a.jpg", 16), (255, 255, 255), 1)
+
+
 def png(bits: int, colour: int, pixel: bytes, key: bytes) -> bytes:
     """40 x 40 of one colour, with a tRNS chunk, written by hand."""
     def chunk(name: bytes, content: bytes) -> bytes:
@@ -208,7 +241,7 @@ def test_a_png_with_a_wrong_byte_is_refused(tmp_path):
 
 def test_more_than_31_bits_are_refused(tmp_path):
     Image.new("I", (40, 40), -5).save(tmp_path / "a.tif")
-    with pytest.raises(UserError, match="save it with 16 bits"):
+    with pytest.raises(UserError, match="more than 31 bits.; save it as JPEG or PNG"):
         read_image(tmp_path / "a.tif", 16)
 
 

@@ -214,6 +214,7 @@ def test_a_model_without_motion_module_samples_images_only(trained, model_folder
 def test_the_folder_of_a_stopped_run_is_no_lora(model_folder, tmp_path, monkeypatch, capsys):
     """Without --lora: the default run makes the folders of all its stages before the first."""
     (tmp_path / "output/ttt").mkdir(parents=True)
+    (tmp_path / "output/ttt/.writing-a.safetensors").touch()        # of a run that was killed
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["sample.py", "--model", str(model_folder), "--prompt",
                                       "a bear", *SIZES, "--output", "clip.webp"])

@@ -15,12 +15,14 @@ import torch
 from conftest import TINY
 from diffusers.models.embeddings import SinusoidalPositionalEmbedding
 from safetensors.torch import load_file, save_file
+from torch import nn
 
 import customttt
 from customttt import UserError, load_model
 from customttt.files import keys
 from customttt.files.load import WEIGHTS
 from customttt.files.random_model import main as random_model_command, random_model
+from customttt.files.reading import fill
 from customttt.files.save import save_model
 from customttt.model.motion import positional_encoding
 
@@ -282,6 +284,16 @@ def test_motion_module_without_positions_or_mid_block(model_folder, tmp_path, gi
     assert (motion.version, motion.max_frames) == (version, frames)
 
 
+def test_wide_convolutions_are_laid_out_for_the_cpu():
+    with torch.device("meta"):
+        module = nn.ModuleDict({"wide": nn.Conv2d(320, 320, 3), "narrow": nn.Conv2d(96, 96, 3)})
+    tensors = {name: torch.randn(p.shape) for name, p in module.named_parameters()}
+    fill(module, tensors, lambda name: name, "f")
+    assert all(torch.equal(p, tensors[name]) for name, p in module.named_parameters())
+    assert module["wide"].weight.is_contiguous(memory_format=torch.channels_last)
+    assert module["narrow"].weight.is_contiguous()
+
+
 def test_motion_module_without_positions(model_folder, tmp_path, recwarn):
     """AnimateLCM has a mid block and no positions."""
     file = save_as(original_motion(random_model(2, seed=7).unet, pe=False), tmp_path / "mm.ckpt")
@@ -291,6 +303,9 @@ def test_motion_module_without_positions(model_folder, tmp_path, recwarn):
             "has a mid block")
     refused(lambda: load_model(model_folder, file, motion_version=4), "--motion-version 4",
             "must be 1, 2 or 3")
+    shutil.copytree(model_folder, tmp_path / "images", ignore=shutil.ignore_patterns("motion_*"))
+    refused(lambda: load_model(tmp_path / "images", motion_version=2), "--motion-version 2",
+            "has no motion module")
 
 
 def test_a_motion_module_that_is_shown_an_image_is_refused(model_folder, tmp_path):

@@ -18,6 +18,7 @@ from customttt.errors import UserError, clear_leftovers, run_command, writing
 from customttt.errors.disk import UNFINISHED
 from customttt.files.random_model import random_model
 from customttt.media.find import caption_beside
+from customttt.model.config import ANIMATEDIFF_V3
 from customttt.recipes import SPATIAL, TEMPORAL
 from customttt.run.lock import locked
 from customttt.run.memory import estimate, total
@@ -412,6 +413,14 @@ def test_a_file_is_as_readable_as_any_other(tmp_path):
 
 
 def test_a_lora_of_another_base_is_said(tmp_path, capsys):
-    say_base(tmp_path / "a", {"base_model": "other"}, SimpleNamespace(name="tiny"))
-    say_base(tmp_path / "b", {"base_model": "tiny"}, SimpleNamespace(name="tiny"))
-    assert capsys.readouterr().out == f"{tmp_path / 'a'}: was trained on other, is used on tiny\n"
+    def model(motion):
+        return SimpleNamespace(name="tiny", unet=SimpleNamespace(
+            config=SimpleNamespace(motion=motion)))
+    say_base(tmp_path / "a", {"base_model": "other"}, model(None))
+    say_base(tmp_path / "b", {"base_model": "tiny", "motion_version": "3"}, model(ANIMATEDIFF_V3))
+    say_base(tmp_path / "c", {"motion_version": "3"}, model(None))
+    say_base(tmp_path / "d", {"motion_version": "2"}, model(ANIMATEDIFF_V3))
+    assert capsys.readouterr().out == (
+        f"{tmp_path / 'a'}: was trained on other, is used on tiny\n"
+        f"{tmp_path / 'd'}: was trained with a motion module of version 2, is used with version 3; "
+        f"name the other with --motion-module\n")

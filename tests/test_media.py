@@ -128,6 +128,9 @@ def test_a_folder_gives_its_images_in_order_and_nothing_else(tmp_path):
     assert [path.name for path in found] == ["a.png", "b.JPG", "b.JPG"]
     (tmp_path / "b.TXT").write_text("a bear\n", encoding="utf-8-sig")      # as Notepad saves it
     assert caption_beside(tmp_path / "b.JPG") == "a bear"
+    (tmp_path / "photos" / "more").mkdir(parents=True)
+    (tmp_path / "photos.txt").write_text("a teddy")
+    assert caption_beside(tmp_path / "photos" / "more" / "..") == "a teddy"
 
 
 # Videos in

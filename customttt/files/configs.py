@@ -1,4 +1,4 @@
-"""`config.json` of a model folder, as Hugging Face writes it: read and written here alone."""
+"""`config.json` of a model folder, as Hugging Face writes it: read and written here."""
 
 import warnings
 from pathlib import Path

@@ -127,7 +127,7 @@ def export(lora: str | Path, target: str, output: str | Path | None = None) -> d
                 save_pickled({"state_dict": form.layout(part)}, file)
             else:
                 write_tensors(form.layout(part), file, read_metadata(path) | metadata)
-            written[file] = form.how.format(file=file)
+            written[file] = form.how.format(file=file.as_posix())
     return written
 
 

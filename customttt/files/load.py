@@ -43,6 +43,9 @@ def load_model(path: str | Path, motion_module: str | Path | None = None,
     path = Path(path)
     if motion_module is None:
         motion_module = _own_motion(path)
+        if motion_module is None and motion_version is not None:
+            raise UserError(f"--motion-version {motion_version}: {path} has no motion module; "
+                            f"leave it out, or give --motion-module")
     elif not Path(motion_module).exists():
         raise UserError(f"{motion_module}: no such file or folder")
     modules = (None if motion_module is None else
@@ -102,6 +105,9 @@ def read_motion_module(path: str | Path, version: int | None = None) -> MotionFi
     path, heads, length, groups = Path(path), ANIMATEDIFF_V3.heads, None, None
     if path.is_dir() and not (path / "config.json").is_file():
         path = _own_motion(path) or path
+        if not (path / "config.json").is_file():
+            raise UserError(f"{path}: no config.json in it, so no folder of a motion module; name "
+                            f"the file in it")
     if (config_file := _config_of(path)) is not None:
         config, file = read_json(config_file), str(config_file)
         check_fixed(config, MOTION_FIXED, file)
@@ -265,6 +271,9 @@ def _other_vae(path: Path, own: VAE) -> Part:
     """
     config = own.config
     if path.is_dir() and not (path / "config.json").is_file():
+        if not (path / "vae" / "config.json").is_file():
+            raise UserError(f"{path}: no config.json in it, so no folder of a VAE; name the file "
+                            f"in it")
         path = path / "vae"     # of a model folder
     if (config_file := _config_of(path)) is not None:
         config = vae_config(read_json(config_file), str(config_file))

@@ -1,5 +1,6 @@
 """Which files to learn from: those given, those in the folders given, and the words beside them."""
 
+import os
 import re
 import warnings
 from collections.abc import Sequence
@@ -51,7 +52,7 @@ def _in_folder(folder: Path, endings: set[str], what: str) -> list[Path]:
                                             if len(left) > MOST_NAMED else "")
     if not used:
         raise UserError(f"{folder}: no {what} in this folder"
-                        + (f": {named}" if left else ""))
+                        + (f": {named}" if left else "") + "; name another")
     if len({p.name.partition("_")[0] for p in of_trainers}) > 1:
         warnings.warn(f"{folder}: each {what} counts once, whatever number its folder's name "
                       f"begins with", stacklevel=3)
@@ -72,7 +73,7 @@ def _reason(path: Path, what: str) -> str:
 def caption_beside(path: Path) -> str | None:
     """The text of the `.txt` file beside an image, a video or a folder, if there is one.
     Raises UserError."""
-    path = path.absolute()      # "." has a name too
+    path = Path(os.path.abspath(path))      # "." and ".." have a name, too
     stem = path if path.is_dir() else path.with_suffix("")
     text = next((file for ending in CAPTIONS if stem.name      # the root folder has none
                  and (file := stem.with_name(stem.name + ending)).is_file()), None)

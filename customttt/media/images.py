@@ -15,12 +15,17 @@ from ..errors import UserError, in_words
 # Not opened: data without pixels, what Pillow only recognises, and what it gives to Ghostscript.
 NO_IMAGES = {"BUFR", "EPS", "GRIB", "HDF5", "IPTC", "MPEG", "WMF"}
 Image.init()
+Image.MAX_IMAGE_PIXELS = 2 ** 27    # Pillow refuses twice that: a phone's 200 megapixels are read
 ANIMATED = tuple(form for form in ("AVIF", "GIF", "PNG", "WEBP") if form in Image.OPEN)   # by age
 SEVERAL = dict.fromkeys(ANIMATED, "animated; its first frame is used") | {
     "TIFF": "of several pages; its first is used"}
 FREE_OF_ALPHA = ("L", "RGB", "CMYK")
 PROFILE_MODES = {"RGB ": "RGB", "GRAY": "L", "CMYK": "CMYK"}
 BITS_PER_SAMPLE, PHOTOMETRIC = 258, 262     # tags of a TIFF
+CODED = {"PNG": (b"cICP", 1), "AVIF": (b"colrnclx", 2)}     # what is before them, bytes of each
+HEAD = 2 ** 16      # bytes of a file, of which they are among the first
+WIDE = {9, 11, 12}      # primaries that sRGB does not hold: BT.2020, DCI, P3
+FOR_HDR = {16: "PQ", 18: "HLG"}     # transfers
 SRGB_GAMMA = 0.45455        # what a PNG's gAMA chunk says of an image that is sRGB, or nearly
 
 
@@ -57,7 +62,8 @@ def read_image(path: str | Path, size: int) -> Tensor:
                 if getattr(image, "n_frames", 1) > 1:
                     note = SEVERAL.get(image.format, note)
     except Exception as error:      # each of Pillow's forty readers fails in its own way
-        raise UserError(f"{path}: not an image that can be read ({_why(path, error)})") from error
+        raise UserError(f"{path}: not an image that can be read ({_why(path, error)}); save it as "
+                        f"JPEG or PNG") from error
     if note:
         warnings.warn(f"{path}: {note}", stacklevel=2)
     return pixels
@@ -89,7 +95,7 @@ def _why(path: Path, error: Exception) -> str:
     with path.open("rb") as file:
         brand = file.read(12)[4:]
     if brand[:4] == b"ftyp" and brand[4:] in (b"heic", b"heix", b"heim", b"hevc", b"mif1", b"msf1"):
-        return "HEIC, which Pillow cannot read: save it as JPEG or PNG"
+        return "HEIC, which Pillow does not know"
     return in_words(error)
 
 
@@ -131,11 +137,11 @@ def eight_bits(image: Image.Image) -> Image.Image:
     bits = min(image.info.get("bits", 16), 16)
     if image.mode == "F":
         if not math.isfinite(high - low):
-            raise ValueError("holds values that are not finite")
+            raise ValueError("it holds values that are not finite")
         full = next((full for full in (1, 255, 65535) if high <= 2 * full), high)
     else:
         if low < 0:
-            raise ValueError("holds negative numbers, or more than 31 bits; save it with 16 bits")
+            raise ValueError("it holds negative numbers, or more than 31 bits")
         full = 2 ** bits - 1 if high < 65536 else 2 ** 31 - 1
     grey = wide.point(lambda level: level * (255 / full) + 0.5).convert("L")
     if image.info.get("negative"):      # a TIFF whose zero is white
@@ -185,6 +191,22 @@ def colour_note(image: Image.Image) -> str | None:
         profile = _profile(image.info)
         if profile is None or not _fits(on_white(image), profile) and image.mode != "LAB":
             return "its colour profile cannot be read; its colours are taken as sRGB"
-    elif _interoperability(image) == "R03":
+        return None
+    if _interoperability(image) == "R03":
         return "in Adobe RGB without a profile; its colours are taken as sRGB"
-    return None
+    return coded_colours_note(image)
+
+
+def coded_colours_note(image: Image.Image) -> str | None:
+    """The same of the primaries and the transfer that a PNG or an AVIF file may name by number
+    (ITU-T H.273), which Pillow leaves aside."""
+    mark, width = CODED.get(image.format, (b"", 0))
+    if not mark:
+        return None
+    with open(image.filename, "rb") as file:
+        _, _, said = file.read(HEAD).partition(mark)
+    primaries, transfer = (int.from_bytes(said[k * width:(k + 1) * width], "big") for k in (0, 1))
+    if primaries not in WIDE and transfer not in FOR_HDR:
+        return None
+    return (f"its colours (transfer {FOR_HDR.get(transfer, transfer)}, primaries {primaries} of "
+            f"ITU-T H.273) are taken as sRGB")

@@ -19,7 +19,7 @@ from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from ..errors import UserError, in_words
-from .images import ANIMATED, to_square
+from .images import ANIMATED, FOR_HDR, coded_colours_note, to_square
 
 MOST_PIXELS = 2 ** 26                                       # of a frame: twice 8K
 ALPHA_DECODERS = {"vp8": "libvpx", "vp9": "libvpx-vp9"}     # FFmpeg's own leave alpha out
@@ -106,13 +106,15 @@ def _open(path: Path) -> tuple[float | None, Iterator[Shown]]:
             length = container.duration / av.time_base
         return length, _decode(path, container, stream)
     if getattr(image, "n_frames", 1) == 1 and not image.info.get("duration"):
-        raise UserError(f"{path}: a single image, not a video")
+        raise UserError(f"{path}: a single image, not a video; take it away, or name a video")
     return None, _animation(image)
 
 
 def _animation(image: Image.Image) -> Iterator[Shown]:
     """The frames of a GIF, WebP, PNG or AVIF file."""
     with image:
+        if note := coded_colours_note(image):
+            warnings.warn(f"{image.filename}: {note}", stacklevel=2)
         start = 0.0
         for k in range(int(getattr(image, "default_image", False)), image.n_frames):
             image.seek(k)
@@ -129,7 +131,7 @@ def best_stream(path: Path, container: av.container.InputContainer) -> av.VideoS
     if stream is None or stream.disposition & av.stream.Disposition.attached_pic:
         others = {s.type for s in container.streams} - {"video"}
         raise UserError(f"{path}: no video in this file, only "
-                        f"{' and '.join(sorted(others)) or 'nothing'}")
+                        f"{' and '.join(sorted(others)) or 'nothing'}; name another")
     if stream.width * stream.height > MOST_PIXELS:
         raise UserError(f"{path}: frames of {stream.width} x {stream.height} pixels are more than "
                         f"is read here ({MOST_PIXELS}); make them smaller first")
@@ -176,7 +178,7 @@ class Picture:
         except (av.FFmpegError, ValueError):
             if not colours:
                 raise
-            name = {16: "PQ", 18: "HLG"}.get(frame.color_trc, frame.color_trc)
+            name = FOR_HDR.get(frame.color_trc, frame.color_trc)
             warnings.warn(f"{self.path}: its colours (transfer {name}, primaries "
                           f"{frame.color_primaries} of ITU-T H.273) cannot be converted to sRGB "
                           f"and are taken as they are", stacklevel=2)

@@ -163,7 +163,8 @@ def read_frames(path: Path) -> list[Image.Image]:
         raise UserError(f"{path}: its frames do not fit into memory; cut it to the clip, or make "
                         f"it smaller") from error
     except Exception as error:      # each of their many readers fails in its own way
-        raise UserError(f"{path}: not a video that can be read ({in_words(error)})") from error
+        raise UserError(f"{path}: not a video that can be read ({in_words(error)}); save it as an "
+                        f"mp4") from error
 
 
 def upright(frame: av.VideoFrame) -> Image.Image:
@@ -183,7 +184,8 @@ def open_image(path: Path) -> Image.Image:
             warnings.simplefilter("ignore")
             return ImageOps.exif_transpose(image).convert("RGB")
     except Exception as error:
-        raise UserError(f"{path}: not an image that can be read ({in_words(error)})") from error
+        raise UserError(f"{path}: not an image that can be read ({in_words(error)}); save it as "
+                        f"JPEG or PNG") from error
 
 
 @functools.cache

@@ -24,7 +24,7 @@ DEFAULT_MODEL = Path("weights/tiny")    # the embedded miniature
 def add_model_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", type=Path, default=DEFAULT_MODEL, metavar="M",
                         help="model folder or single-file checkpoint (default: %(default)s)")
-    parser.add_argument("--motion-module", type=Path, metavar="FILE",
+    parser.add_argument("--motion-module", type=Path, metavar="FILE_OR_FOLDER",
                         help="AnimateDiff motion module (default: M/motion_adapter)")
     parser.add_argument("--motion-version", type=int, choices=[1, 2, 3],
                         help="of the motion module (default: as it tells; 1 if it does not)")
@@ -79,10 +79,15 @@ def open_model(args: argparse.Namespace, motion: bool = True) -> tuple[Model, st
 
 
 def say_base(file: Path, metadata: dict, model: Model) -> None:
-    """Say where a LoRA was trained on another model than the one that it is used on."""
+    """Say where a LoRA was trained on another model than the one that it is used on, or with a
+    motion module of another version."""
     base = metadata.get("base_model", model.name)
     if base != model.name:
         print(f"{file}: was trained on {clipped(base)}, is used on {model.name}")
+    version, motion = metadata.get("motion_version"), model.unet.config.motion
+    if motion is not None and version not in (None, str(motion.version)):
+        print(f"{file}: was trained with a motion module of version {clipped(version)}, is used "
+              f"with version {motion.version}; name the other with --motion-module")
 
 
 def require_motion(model: Model, instead: str = "") -> None:

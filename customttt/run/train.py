@@ -31,6 +31,8 @@ def train(stage: Stage, args: argparse.Namespace, outdated: Iterable[Path] = ())
 
     metadata = {"kind": stage.kind, "prompt": job.prompt, "base_model": model.name, "scale": 1,
                 "recipe": settings} | job.metadata
+    if (motion := model.unet.config.motion) is not None:
+        metadata["motion_version"] = motion.version
     parameters = stage.parameters(model)
     train_only(model.unet, parameters)
     for each in outdated:
