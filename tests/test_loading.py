@@ -15,14 +15,12 @@ import torch
 from conftest import TINY
 from diffusers.models.embeddings import SinusoidalPositionalEmbedding
 from safetensors.torch import load_file, save_file
-from torch import nn
 
 import customttt
 from customttt import UserError, load_model
 from customttt.files import keys
 from customttt.files.load import WEIGHTS
 from customttt.files.random_model import main as random_model_command, random_model
-from customttt.files.reading import fill
 from customttt.files.save import save_model
 from customttt.model.motion import positional_encoding
 
@@ -282,16 +280,6 @@ def test_motion_module_without_positions_or_mid_block(model_folder, tmp_path, gi
     with contextlib.nullcontext() if given else pytest.warns(UserWarning, match="as version 1"):
         motion = load_model(model_folder, file, motion_version=given).unet.config.motion
     assert (motion.version, motion.max_frames) == (version, frames)
-
-
-def test_wide_convolutions_are_laid_out_for_the_cpu():
-    with torch.device("meta"):
-        module = nn.ModuleDict({"wide": nn.Conv2d(320, 320, 3), "narrow": nn.Conv2d(96, 96, 3)})
-    tensors = {name: torch.randn(p.shape) for name, p in module.named_parameters()}
-    fill(module, tensors, lambda name: name, "f")
-    assert all(torch.equal(p, tensors[name]) for name, p in module.named_parameters())
-    assert module["wide"].weight.is_contiguous(memory_format=torch.channels_last)
-    assert module["narrow"].weight.is_contiguous()
 
 
 def test_motion_module_without_positions(model_folder, tmp_path, recwarn):

@@ -423,4 +423,4 @@ def test_a_lora_of_another_base_is_said(tmp_path, capsys):
     assert capsys.readouterr().out == (
         f"{tmp_path / 'a'}: was trained on other, is used on tiny\n"
         f"{tmp_path / 'd'}: was trained with a motion module of version 2, is used with version 3; "
-        f"name the other with --motion-module\n")
+        f"give the same with --motion-module or --motion-version\n")

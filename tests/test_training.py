@@ -233,7 +233,7 @@ def test_resume_refuses_other_weights_of_the_same_name(run_stage, model_folder, 
 def test_resume_refuses_another_motion_version(run_stage, tmp_path):
     """Versions 1 and 3 have the same weights."""
     run_stage("temporal", tmp_path, "--steps", "1")
-    with pytest.raises(UserError, match="was started with motion_version = 3, not 1; give the"):
+    with pytest.raises(UserError, match="was started with another model; give the same"):
         run_stage("temporal", tmp_path, "--steps", "2", "--motion-version", "1", "--resume")
 
 

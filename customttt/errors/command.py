@@ -153,4 +153,4 @@ def _fail(sentence: str, code: int) -> int:
 
 
 def _say(line: str) -> None:
-    tqdm.write(line, file=sys.stderr)       # on a terminal not in the line of a half-drawn bar
+    tqdm.write(line, file=sys.stderr)       # takes a half-drawn bar away first

@@ -43,9 +43,9 @@ def load_model(path: str | Path, motion_module: str | Path | None = None,
     path = Path(path)
     if motion_module is None:
         motion_module = _own_motion(path)
-        if motion_module is None and motion_version is not None:
-            raise UserError(f"--motion-version {motion_version}: {path} has no motion module; "
-                            f"leave it out, or give --motion-module")
+        if motion_module is None and motion_version is not None and path.exists():
+            raise UserError(f"--motion-version {motion_version}: {path} has no motion module; give "
+                            f"one with --motion-module, or leave --motion-version out")
     elif not Path(motion_module).exists():
         raise UserError(f"{motion_module}: no such file or folder")
     modules = (None if motion_module is None else

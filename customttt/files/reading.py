@@ -22,7 +22,6 @@ PICKLED = (b"PK", b"\x80")      # how a file of torch.save begins: a zip file, o
 NO_WEIGHTS = {      # what a download leaves in their place, by its beginning
     b"version https://git-lfs": "a pointer of Git LFS (see git lfs pull)",
     b"<!doctype html": "a web page", b"<html": "a web page"}
-WIDE = 2 ** 19      # numbers of a convolution's weight, from where a CPU is quicker channels-last
 FLOATS = {      # that are read, by safetensors' names
     "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
     "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2}
@@ -234,8 +233,6 @@ def fill(module: nn.Module, tensors: Mapping[str, Tensor | Stored], public: Call
             continue
         owner, _, leaf = name.rpartition(".")
         value = floating(tensor, device, dtype, key, file).reshape(shape)
-        if len(shape) == 4 and value.numel() >= WIDE and value.device.type == "cpu":
-            value = value.contiguous(memory_format=torch.channels_last)
         setattr(module.get_submodule(owner), leaf, nn.Parameter(value, requires_grad=False))
     if wrong:
         raise UserError(f"{file}: {listed('wrong shapes', wrong)}")

@@ -15,17 +15,20 @@ from ..errors import UserError, in_words
 # Not opened: data without pixels, what Pillow only recognises, and what it gives to Ghostscript.
 NO_IMAGES = {"BUFR", "EPS", "GRIB", "HDF5", "IPTC", "MPEG", "WMF"}
 Image.init()
-Image.MAX_IMAGE_PIXELS = 2 ** 27    # Pillow refuses twice that: a phone's 200 megapixels are read
+if Image.MAX_IMAGE_PIXELS is not None:      # Pillow refuses twice that: 200 megapixels are read
+    Image.MAX_IMAGE_PIXELS = max(Image.MAX_IMAGE_PIXELS, 2 ** 27)
 ANIMATED = tuple(form for form in ("AVIF", "GIF", "PNG", "WEBP") if form in Image.OPEN)   # by age
 SEVERAL = dict.fromkeys(ANIMATED, "animated; its first frame is used") | {
     "TIFF": "of several pages; its first is used"}
 FREE_OF_ALPHA = ("L", "RGB", "CMYK")
 PROFILE_MODES = {"RGB ": "RGB", "GRAY": "L", "CMYK": "CMYK"}
 BITS_PER_SAMPLE, PHOTOMETRIC = 258, 262     # tags of a TIFF
-CODED = {"PNG": (b"cICP", 1), "AVIF": (b"colrnclx", 2)}     # what is before them, bytes of each
-HEAD = 2 ** 16      # bytes of a file, of which they are among the first
-WIDE = {9, 11, 12}      # primaries that sRGB does not hold: BT.2020, DCI, P3
-FOR_HDR = {16: "PQ", 18: "HLG"}     # transfers
+FILTER = Image.Resampling.LANCZOS       # of all that is resized; a file of metrics names it
+# Of ITU-T H.273: the bytes before primaries and transfer, and how many bytes each of the two has.
+CODED = {"PNG": (b"cICP", 1), "AVIF": (b"colrnclx", 2)}
+HEAD = 2 ** 16      # they are in so many first bytes of a file
+WIDE = {9, 11, 12}      # primaries beyond sRGB's: BT.2020, DCI, P3
+TRANSFERS = {8: "linear", 16: "PQ", 18: "HLG"}      # not for screens
 SRGB_GAMMA = 0.45455        # what a PNG's gAMA chunk says of an image that is sRGB, or nearly
 
 
@@ -62,8 +65,8 @@ def read_image(path: str | Path, size: int) -> Tensor:
                 if getattr(image, "n_frames", 1) > 1:
                     note = SEVERAL.get(image.format, note)
     except Exception as error:      # each of Pillow's forty readers fails in its own way
-        raise UserError(f"{path}: not an image that can be read ({_why(path, error)}); save it as "
-                        f"JPEG or PNG") from error
+        raise UserError(f"{path}: not an image that can be read ({_why(path, error)}); "
+                        f"{what_to_do(error)}") from error
     if note:
         warnings.warn(f"{path}: {note}", stacklevel=2)
     return pixels
@@ -99,6 +102,12 @@ def _why(path: Path, error: Exception) -> str:
     return in_words(error)
 
 
+def what_to_do(error: Exception) -> str:
+    """What to do about an image that cannot be read."""
+    return ("make it smaller" if isinstance(error, (Image.DecompressionBombError, MemoryError)) else
+            "fetch it again, or save it as JPEG or PNG")
+
+
 def to_square(image: Image.Image, size: int, aspect: float = 1.0) -> Tensor:
     """A Pillow image of any mode -> (3 size size) in [-1, 1], in sRGB and on white.
 
@@ -107,8 +116,7 @@ def to_square(image: Image.Image, size: int, aspect: float = 1.0) -> Tensor:
     image = in_srgb(on_white(image), image.info)
     side = min(image.width * aspect, image.height)      # of the centre square, in square pixels
     x, y = (image.width - side / aspect) / 2, (image.height - side) / 2
-    image = image.resize((size, size), Image.Resampling.LANCZOS,
-                         (x, y, image.width - x, image.height - y))
+    image = image.resize((size, size), FILTER, (x, y, image.width - x, image.height - y))
     pixels = torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8)
     return rearrange(pixels, "(h w c) -> c h w", h=size, c=3) / 127.5 - 1
 
@@ -141,7 +149,7 @@ def eight_bits(image: Image.Image) -> Image.Image:
         full = next((full for full in (1, 255, 65535) if high <= 2 * full), high)
     else:
         if low < 0:
-            raise ValueError("it holds negative numbers, or more than 31 bits")
+            raise ValueError("it holds negative numbers, or more than 31 bits: save it with 16")
         full = 2 ** bits - 1 if high < 65536 else 2 ** 31 - 1
     grey = wide.point(lambda level: level * (255 / full) + 0.5).convert("L")
     if image.info.get("negative"):      # a TIFF whose zero is white
@@ -199,14 +207,14 @@ def colour_note(image: Image.Image) -> str | None:
 
 def coded_colours_note(image: Image.Image) -> str | None:
     """The same of the primaries and the transfer that a PNG or an AVIF file may name by number
-    (ITU-T H.273), which Pillow leaves aside."""
+    (ITU-T H.273), which Pillow leaves aside; a colour profile goes before them."""
     mark, width = CODED.get(image.format, (b"", 0))
-    if not mark:
+    if not mark or image.info.get("icc_profile"):
         return None
     with open(image.filename, "rb") as file:
         _, _, said = file.read(HEAD).partition(mark)
     primaries, transfer = (int.from_bytes(said[k * width:(k + 1) * width], "big") for k in (0, 1))
-    if primaries not in WIDE and transfer not in FOR_HDR:
+    if primaries not in WIDE and transfer not in TRANSFERS:
         return None
-    return (f"its colours (transfer {FOR_HDR.get(transfer, transfer)}, primaries {primaries} of "
-            f"ITU-T H.273) are taken as sRGB")
+    return (f"its colours (transfer {TRANSFERS.get(transfer, transfer)}, primaries "
+            f"{primaries} of ITU-T H.273) are taken as sRGB")

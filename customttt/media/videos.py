@@ -19,14 +19,13 @@ from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from ..errors import UserError, in_words
-from .images import ANIMATED, FOR_HDR, coded_colours_note, to_square
+from .images import ANIMATED, TRANSFERS, WIDE, coded_colours_note, to_square
 
 MOST_PIXELS = 2 ** 26                                       # of a frame: twice 8K
 ALPHA_DECODERS = {"vp8": "libvpx", "vp9": "libvpx-vp9"}     # FFmpeg's own leave alpha out
 NOT_FOR_SCREENS = {ColorTrc.SMPTE2084, ColorTrc.ARIB_STD_B67, ColorTrc.SMPTE428, ColorTrc.LINEAR,
                    ColorTrc.LOG, ColorTrc.LOG_SQRT}         # PQ and HLG before all
 CONVERTS = int(av.__version__.partition(".")[0]) >= 18       # PyAV 17 leaves levels as they are
-WIDE = {ColorPrimaries.BT2020, ColorPrimaries.SMPTE431, ColorPrimaries.SMPTE432}
 
 
 @dataclass(frozen=True)
@@ -178,7 +177,7 @@ class Picture:
         except (av.FFmpegError, ValueError):
             if not colours:
                 raise
-            name = FOR_HDR.get(frame.color_trc, frame.color_trc)
+            name = TRANSFERS.get(frame.color_trc, frame.color_trc)
             warnings.warn(f"{self.path}: its colours (transfer {name}, primaries "
                           f"{frame.color_primaries} of ITU-T H.273) cannot be converted to sRGB "
                           f"and are taken as they are", stacklevel=2)

@@ -33,7 +33,7 @@ from ..errors import UserError, check_writable, command_parser, in_words, run_co
 from ..files.reading import write_json
 from ..media.clips import as_frames, to_images
 from ..media.find import IMAGE_ENDINGS, find_files
-from ..media.images import image_formats
+from ..media.images import image_formats, what_to_do
 from ..media.videos import ANIMATED, best_stream, display_matrix, read_video, turned
 from ..run.options import check_prompts, device_named
 from .clip import Embedder, all_clip_files, load_clip
@@ -184,8 +184,8 @@ def open_image(path: Path) -> Image.Image:
             warnings.simplefilter("ignore")
             return ImageOps.exif_transpose(image).convert("RGB")
     except Exception as error:
-        raise UserError(f"{path}: not an image that can be read ({in_words(error)}); save it as "
-                        f"JPEG or PNG") from error
+        raise UserError(f"{path}: not an image that can be read ({in_words(error)}); "
+                        f"{what_to_do(error)}") from error
 
 
 @functools.cache

@@ -15,9 +15,9 @@ from torch import Tensor, nn
 
 from ..errors import UserError, in_words
 from ..files.reading import read_tensors
+from ..media.images import FILTER
 
 SIDE = 256          # pixels that the shorter side is resized to, so that a pixel means the same
-FILTER = Image.Resampling.LANCZOS       # that resizes them: scores of small clips hang on it
 GRID = 55           # points along each side of the first frame, as in Yatim et al.'s code
 WINDOW, LEVELS = 21, 3      # Lucas-Kanade's window in pixels, and the halvings of its pyramid
 RETURN = 1.0        # pixels: a point that comes back farther away than this was lost
@@ -95,7 +95,7 @@ TRACKERS = {"lucas-kanade": lucas_kanade, "cotracker": cotracker}
 
 
 def told_of_tracks(tracker: str | None) -> dict:
-    """What makes a difference in the scores of tracks; no tracker, none."""
+    """What scores of tracks depend on besides the clips; both are None without a tracker."""
     return {"tracker": tracker, "resized by": tracker and FILTER.name}
 
 

@@ -49,8 +49,8 @@ class State:
         folder, now = self.run.folder, self.described()
         content = read_checkpoint(folder / CHECKPOINT)
         before = content["run"]
-        changed = [key for key in now if key not in ("steps", "recipe")
-                   and before.get(key) != now[key]]
+        changed = [key for key in now if before.get(key) != now[key]        # base_weights tells
+                   and key not in ("steps", "recipe", "motion_version")]     # the version, too
         if changed:
             key = changed[0]
             other = (f"another --{key.removesuffix('_sha256')}" if key.endswith("_sha256") else

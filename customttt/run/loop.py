@@ -28,7 +28,7 @@ class Run:
     """One training run and what it leaves in its folder.
 
     adapter.safetensors, adapter-000100.safetensors, ...: what was trained; log.jsonl: one line a
-    step; sheet-000100.png, ...: samples; checkpoint.pt: all that `--resume` needs.
+    step; sheet-000250.png, ...: samples; checkpoint.pt: all that `--resume` needs.
     """
 
     folder: Path

@@ -87,7 +87,8 @@ def say_base(file: Path, metadata: dict, model: Model) -> None:
     version, motion = metadata.get("motion_version"), model.unet.config.motion
     if motion is not None and version not in (None, str(motion.version)):
         print(f"{file}: was trained with a motion module of version {clipped(version)}, is used "
-              f"with version {motion.version}; name the other with --motion-module")
+              f"with version {motion.version}; give the same with --motion-module or "
+              f"--motion-version")
 
 
 def require_motion(model: Model, instead: str = "") -> None:

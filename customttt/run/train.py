@@ -57,7 +57,7 @@ def add_training_flags(parser: argparse.ArgumentParser, stage: Stage | None) -> 
     parser.add_argument("--resume", action="store_true", help="go on from the last checkpoint")
     parser.add_argument("--checkpoint-every", type=int, default=100, metavar="STEPS",
                         help="default: %(default)s")
-    parser.add_argument("--sheet-every", type=int, default=100, metavar="STEPS",
+    parser.add_argument("--sheet-every", type=int, default=250, metavar="STEPS",
                         help="draw a contact sheet of samples every so many steps and at the end; "
                         "0: never (default: %(default)s)")
     parser.add_argument("--gradient-checkpointing", action="store_true",
