@@ -448,6 +448,7 @@ def test_a_clip_without_tracks_has_no_motion_fidelity(protocol, model_folder, mo
     args = run_train.argparse.Namespace(clip=model_folder / "clip", device="cpu",
                                         tracker="lucas-kanade", frames=2)
     scorer = rows.paper_scorer(args)
+    assert scorer.told.keys() == {"judge", "tracker", "resized by"}     # told apart by these
     monkeypatch.setitem(rows.TRACKERS, "lucas-kanade", lambda frames: torch.zeros(0, 2, 2))
     monkeypatch.setattr(rows, "reference_tracks", lambda *_: torch.zeros(0, 2, 2))
     clip = torch.randint(256, (2, 64, 64, 3), dtype=torch.uint8)
