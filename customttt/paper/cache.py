@@ -31,7 +31,7 @@ OUTPUT = Path("output/paper")
 ADAPTER, MADE = "adapter.safetensors", "made-of.json"
 MODEL_FLAGS = ("model", "motion_module", "motion_version", "vae", "device", "precision", "seed")
 PARTS = ("tokenizer", "text_encoder", "vae", "unet", "motion_adapter")      # of a model folder
-BESIDE = ("tokenizer", "config.json")       # a file
+BESIDE = ("tokenizer", "config.json")       # that are read beside a single file
 WAIT = 2.0      # seconds between two looks at what another process is making
 
 
