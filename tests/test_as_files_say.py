@@ -247,7 +247,7 @@ def test_a_png_with_a_wrong_byte_is_refused(tmp_path):
 
 def test_more_than_31_bits_are_refused(tmp_path):
     Image.new("I", (40, 40), -5).save(tmp_path / "a.tif")
-    with pytest.raises(UserError, match="save it with 16"):
+    with pytest.raises(UserError, match="save it with 16 bits"):
         read_image(tmp_path / "a.tif", 16)
 
 

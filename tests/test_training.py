@@ -237,6 +237,15 @@ def test_resume_refuses_another_motion_version(run_stage, tmp_path):
         run_stage("temporal", tmp_path, "--steps", "2", "--motion-version", "1", "--resume")
 
 
+def test_a_run_of_before_files_told_the_motion_version_goes_on(run_stage, tmp_path):
+    run_stage("temporal", tmp_path, "--steps", "1")
+    content = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
+    del content["run"]["motion_version"]
+    torch.save(content, tmp_path / "checkpoint.pt")
+    run_stage("temporal", tmp_path, "--steps", "2", "--resume")
+    assert (tmp_path / "adapter-000002.safetensors").exists()
+
+
 def test_resume_refuses_another_kind_of_device(run_stage, tmp_path):
     run_stage("spatial", tmp_path, "--steps", "1")
     content = torch.load(tmp_path / "checkpoint.pt", weights_only=True)

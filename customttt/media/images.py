@@ -149,7 +149,7 @@ def eight_bits(image: Image.Image) -> Image.Image:
         full = next((full for full in (1, 255, 65535) if high <= 2 * full), high)
     else:
         if low < 0:
-            raise ValueError("it holds negative numbers, or more than 31 bits: save it with 16")
+            raise ValueError("negative numbers, or more than 31 bits: save it with 16 bits")
         full = 2 ** bits - 1 if high < 65536 else 2 ** 31 - 1
     grey = wide.point(lambda level: level * (255 / full) + 0.5).convert("L")
     if image.info.get("negative"):      # a TIFF whose zero is white
