@@ -103,11 +103,8 @@ def read_motion_module(path: str | Path, version: int | None = None) -> MotionFi
     `module.` is stripped and the image UNet in them ignored. Raises UserError.
     """
     path, heads, length, groups = Path(path), ANIMATEDIFF_V3.heads, None, None
-    if path.is_dir() and not (path / "config.json").is_file():
-        path = _own_motion(path) or path
-        if not (path / "config.json").is_file():
-            raise UserError(f"{path}: no config.json in it, so no folder of a motion module; name "
-                            f"the file in it")
+    if path.is_dir():
+        path = _part_folder(path, _own_motion(path), "motion module")
     if (config_file := _config_of(path)) is not None:
         config, file = read_json(config_file), str(config_file)
         check_fixed(config, MOTION_FIXED, file)
@@ -166,6 +163,14 @@ def _config_of(path: Path) -> Path | None:
         return path / "config.json"
     beside = path.with_name("config.json")
     return beside if path.name.startswith(Path(WEIGHTS).stem) and beside.is_file() else None
+
+
+def _part_folder(path: Path, inner: Path | None, what: str) -> Path:
+    """The folder of a part: `path`, or in a model folder the one inside. Raises UserError."""
+    for folder in filter(None, (path, inner)):
+        if (folder / "config.json").is_file():
+            return folder
+    raise UserError(f"{path}: no config.json in it, so no folder of a {what}; name the file in it")
 
 
 def _own_motion(path: Path) -> Path | None:
@@ -270,11 +275,8 @@ def _other_vae(path: Path, own: VAE) -> Part:
     `first_stage_model.` and what else the file holds is left aside (a whole checkpoint will do).
     """
     config = own.config
-    if path.is_dir() and not (path / "config.json").is_file():
-        if not (path / "vae" / "config.json").is_file():
-            raise UserError(f"{path}: no config.json in it, so no folder of a VAE; name the file "
-                            f"in it")
-        path = path / "vae"     # of a model folder
+    if path.is_dir():
+        path = _part_folder(path, path / "vae", "VAE")
     if (config_file := _config_of(path)) is not None:
         config = vae_config(read_json(config_file), str(config_file))
     file = _weight_file(path, WEIGHTS) if path.is_dir() else path

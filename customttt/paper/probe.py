@@ -83,6 +83,7 @@ def read_pairs(path: Path) -> list[tuple[str, str]]:
 
 
 def chosen_pairs(args: argparse.Namespace) -> list[tuple[str, str]]:
+    """The first --number of them. Raises UserError for more than there are."""
     pairs = tiny_pairs(args.kind) if args.pairs is None else read_pairs(args.pairs)
     number = args.number or (NUMBER if args.pairs is None else len(pairs))
     if number > len(pairs):
