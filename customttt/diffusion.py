@@ -17,7 +17,8 @@ ALPHA_BARS = torch.cumprod(1 - BETAS, dim=0)
 
 
 def alpha_bar(t: Tensor | int) -> Tensor:
-    """alpha_bar_t, fp32, on t's device; 1 for t < 0: past the last step, no noise is left."""
+    """alpha_bar_t, fp32, on t's device; 1 for t < 0: after the last step no noise is left, as in
+    AnimateDiff (Stable Diffusion itself stops at alpha_bar_0)."""
     t = torch.as_tensor(t)
     return torch.where(t < 0, 1.0, ALPHA_BARS.to(t.device)[t.clamp(min=0)])
 
@@ -27,15 +28,16 @@ def add_noise(z: Tensor, eps: Tensor, t: Tensor, t_from: int = -1) -> Tensor:
 
       x_t = sqrt(a) z + sqrt(1 - a) eps,   a = alpha_bar_t / alpha_bar_{t_from}
 
-    `t_from`: the timestep at which z stands already; -1 is clean, where alpha_bar is 1.
+    `t_from`: the timestep at which z stands already, not after t (else NaN); -1 is clean, where
+    alpha_bar is 1.
     """
     a = (alpha_bar(t) / alpha_bar(t_from).to(t.device)).view(-1, *[1] * (z.ndim - 1))
     return a.sqrt() * z + (1 - a).sqrt() * eps
 
 
 def ddim_timesteps(steps: int) -> list[int]:
-    """`steps` timesteps, largest first: 25 -> 961, 921, ..., 1 (spacing "leading", offset 1).
-    Raises ValueError for steps outside 1 to 999."""
+    """`steps` timesteps, largest first: 25 -> 961, 921, ..., 1, as AnimateDiff's scheduler has them
+    (diffusers' spacing "leading", offset 1). Raises ValueError for steps outside 1 to 999."""
     if not 1 <= steps < TIMESTEPS:
         raise ValueError(f"steps: 1 to {TIMESTEPS - 1}; got {steps}")
     return [k * (TIMESTEPS // steps) + 1 for k in reversed(range(steps))]
@@ -55,7 +57,7 @@ def ddim_step(eps: Tensor, t: int, t_prev: int, x_t: Tensor) -> Tensor:
 
 def guided_noise(unet: Callable, x_t: Tensor, t: int, text: Tensor | Sequence[Tensor],
                  empty: Tensor, guidance: float, motion: bool) -> Tensor:
-    """Classifier-free guidance (Ho & Salimans 2022), equation 6 with g = 1 + w:
+    """Classifier-free guidance (Ho & Salimans 2022), equation 6 with g = 1 + w, `guidance`:
 
       eps_hat = eps(empty) + g (eps(text) - eps(empty))
 

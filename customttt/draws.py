@@ -1,4 +1,4 @@
-"""Every random number of a run comes from one of these streams, seeded by --seed and its name:
+"""The streams of random numbers, one for each purpose, seeded by --seed and the stream's name:
 
   lora      the start of a fresh LoRA
   latents   the VAE's samples of the data

@@ -106,8 +106,9 @@ def add_lora(unet: UNet, kind: str, layers: Sequence[int], rank: int = 32, dropo
     for a layer with nothing to adapt, ValueError for a name that is taken.
     """
     parameters = []
+    name = kind if name is None else name
     for target in targets(unet, kind, layers, convolutions):
-        parameters += put_lora(unet, target, name or kind, rank, dropout).parameters()
+        parameters += put_lora(unet, target, name, rank, dropout).parameters()
     return parameters
 
 
@@ -127,14 +128,14 @@ def put_lora(module: nn.Module, target: str, name: str, rank: int, dropout: floa
     return wrapper.loras[name]
 
 
-def with_lora(module: nn.Module) -> Iterator[tuple[str, WithLoRA]]:
-    """(name, module) of everything that is wrapped."""
+def wrapped(module: nn.Module) -> Iterator[tuple[str, WithLoRA]]:
+    """(its name, the wrapper) of every Linear and convolution that holds LoRAs."""
     return ((name, each) for name, each in module.named_modules() if isinstance(each, WithLoRA))
 
 
 def lora_parameters(module: nn.Module, *names: str) -> dict[str, nn.Parameter]:
     """The parameters of the LoRAs of these names."""
-    return {f"{target}.{name}.{part}": parameter for target, wrapper in with_lora(module)
+    return {f"{target}.{name}.{part}": parameter for target, wrapper in wrapped(module)
             for name in names if name in wrapper.loras
             for part, parameter in wrapper.loras[name].named_parameters()}
 
@@ -143,7 +144,7 @@ def lora_parameters(module: nn.Module, *names: str) -> dict[str, nn.Parameter]:
 def lora_on(unet: nn.Module, *names: str) -> Iterator[None]:
     """Inside the `with`, exactly the LoRAs of these names are on, in each module those that it has.
     A name that no module has is no error, and adds nothing."""
-    wrappers = [wrapper for _, wrapper in with_lora(unet)]
+    wrappers = [wrapper for _, wrapper in wrapped(unet)]
     before = [wrapper.on for wrapper in wrappers]
     for wrapper in wrappers:
         wrapper.on = {name for name in names if name in wrapper.loras}
@@ -158,10 +159,9 @@ def lora_on(unet: nn.Module, *names: str) -> Iterator[None]:
 def merge_lora(module: nn.Module) -> None:
     """W <- W + scale * up @ down for all LoRAs that are on; the modules become plain again,
     and the LoRAs that are off are dropped."""
-    for name, wrapper in list(with_lora(module)):
-        base = wrapper.base
-        update = sum(wrapper.loras[on].delta() for on in sorted(wrapper.on))
+    for target, wrapper in list(wrapped(module)):
+        base, (owner, _, leaf) = wrapper.base, target.rpartition(".")
+        update = sum(wrapper.loras[name].delta() for name in sorted(wrapper.on))
         weight = (base.weight.float() + update).to(base.weight.dtype)
         base.weight = nn.Parameter(weight, requires_grad=False)
-        owner, _, leaf = name.rpartition(".")
         setattr(module.get_submodule(owner), leaf, base)

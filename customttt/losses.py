@@ -50,7 +50,8 @@ def noise_loss(eps_hat: Tensor, eps: Tensor) -> Tensor:
 def debias(eps: Tensor, k: int, beta: float = 1.0) -> Tensor:
     """phi(eps) = sqrt(beta^2 + 1) eps - beta eps_k: what sets a clip apart from its frame k.
 
-    MotionDirector (Zhao et al. 2023). (b 4 f h w) -> the same shape, in fp32.
+    MotionDirector (Zhao et al. 2023); beta is 1, as in AnimateDiff-MotionDirector. (b 4 f h w) ->
+    the same shape, in fp32.
     """
     eps = eps.float()
     return (beta ** 2 + 1) ** 0.5 * eps - beta * eps[:, :, k:k + 1]

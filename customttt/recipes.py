@@ -1,8 +1,9 @@
-"""Every setting of the method, one a line: its value, where it comes from, what it is.
+"""Every setting that is a flag, one a line: its value, where it comes from, what it is. What is
+fixed stands where it is used: the LoRA's scale and start in lora.py, beta in losses.py.
 
 "supplement" is the paper's supplementary material, section 1 unless said otherwise. "open" marks
 what it does not say: docs/method.md lists each with the alternative and the reason. "tiny" is what
-differs for a model of small widths, and why. Each is a command-line flag of train.py or sample.py.
+differs for a model of small widths, and why.
 """
 
 from dataclasses import dataclass
@@ -41,7 +42,9 @@ def is_full_size(unet: UNet) -> bool:
     return unet.config.channels == SD15_UNET.channels
 
 
-MOST_STEPS = TIMESTEPS // 2     # of DDIM: 501 would be spaced by 1, and so start at timestep 501
+# Of DDIM. Steps are 1000 // steps apart: where that is rounded down much, they start low (334 at
+# 667, as in diffusers); more than 500 would be 1 apart, and 501 would start at 501.
+MOST_STEPS = TIMESTEPS // 2
 EVERYWHERE = {
     "size": Setting(256, "supplement", "pixels along each side"),
     "frames": Setting(16, "supplement", "of a clip"),
@@ -58,12 +61,12 @@ FRESH_LORA = {"rank": Setting(32, "supplement", "of the LoRA", below=4097)}
 LEAST_TIMESTEP = {"least_timestep": Setting(
     0, "open: AnimateDiff-MotionDirector draws from all",
     "training timesteps are drawn from here to 999", zero=True, below=TIMESTEPS)}
-SMALL = {
+TINY = {
     "size": Setting(64, "tiny: its world is 64 pixels wide"),
     "guidance": Setting(3.0, "tiny: docs/study.md"),
 }
 
-SAMPLING = Recipe(full=EVERYWHERE | FPS, tiny=SMALL)
+SAMPLING = Recipe(full=EVERYWHERE | FPS, tiny=TINY)
 
 SPATIAL = Recipe(
     full=EVERYWHERE | TRAINING | FRESH_LORA | {
@@ -72,9 +75,9 @@ SPATIAL = Recipe(
         "spatial_layers": Setting((2, 6), "supplement, section 3", "with LoRA, W_s", zero=True),
         "batch_size": Setting(1, "open: AnimateDiff-MotionDirector draws one frame a step",
                               "images a step"),
-        "frames": Setting(16, "supplement", "of the contact sheet, which shows about eight"),
+        "frames": Setting(16, "as in sampling", "of the contact sheet, which shows eight at most"),
     },
-    tiny=SMALL | {
+    tiny=TINY | {
         "betas": Setting((0.98, 0.998), "tiny: the signs of noisy gradients, docs/study.md"),
         "learning_rate": Setting(1e-4, "tiny: docs/study.md"),
         "spatial_layers": Setting((1, 2, 6, 7, 8), "tiny: docs/study.md"),
@@ -89,7 +92,7 @@ TEMPORAL = Recipe(
         "debiased": Setting(True, "open: AnimateDiff-MotionDirector adds it",
                             "MotionDirector's appearance-debiased term"),
     },
-    tiny=SMALL | {
+    tiny=TINY | {
         "least_timestep": Setting(700, "tiny: motion is decided where noise is strong"),
         "steps": Setting(250, "tiny: the three stages are to take minutes on a CPU"),
         "rank": Setting(8, "tiny: docs/study.md"),
@@ -114,7 +117,7 @@ TTT = Recipe(
                                       "where the reference latents are noised to",
                                       choices=("uniform", "next")),
     },
-    tiny=SMALL | {
+    tiny=TINY | {
         "least_timestep": Setting(500, "tiny: motion is decided where noise is strong"),
         "learning_rate": Setting(1e-5, "tiny: at 1e-6 the student hardly moves, docs/study.md"),
         "reference_guidance": Setting(3.0, "tiny: as in sampling"),

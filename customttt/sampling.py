@@ -41,7 +41,7 @@ def initial_noise(model: Model, frames: int, size: int, seed: int) -> Tensor:
 
 def latent_shape(model: Model, frames: int, size: int) -> tuple[int, int, int, int, int]:
     """(1 4 f h w) of a clip of `size` by `size` pixels. Raises ValueError where it cannot be."""
-    multiple = 8 * model.vae.factor
+    multiple = 8 * model.vae.factor     # the UNet halves latents three times
     if size % multiple or size <= 0:
         raise ValueError(f"the size must be a positive multiple of {multiple}, not {size}")
     if frames <= 0:
@@ -58,8 +58,8 @@ def decode_frames(model: Model, latents: Tensor) -> Tensor:
 
 
 def sample_video(model: Model, prompt: str | Sequence[str], *arguments, **named) -> Tensor:
-    """The arguments of `sample_latents` -> the sampled clip, uint8 (f H W 3). Raises ValueError as
-    it does, and UserError for a clip that is not finite."""
+    """The arguments of `sample_latents`, `latents` of one clip -> the clip, uint8 (f H W 3). Raises
+    ValueError as it does, and UserError for a clip that is not finite."""
     *_, z = sample_latents(model, prompt, *arguments, **named)
     check_finite(z)
     return decode_frames(model, z)

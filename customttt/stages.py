@@ -30,8 +30,9 @@ def spatial_step(unet: UNet, z: Tensor, c: Tensor, settings: dict, draw: Draws,
     """Stage (a), the subject: the noise in single images, motion modules out (supplement, section
     1). z (n 4 1 h w) and c (n 77 d): the images and their prompts."""
     some = draw.some(len(z), settings["batch_size"])
-    eps, t = draw.noise_like(z[some]), draw.timesteps(z[some])
-    backward(spatial_loss(unet, z[some], c[some], eps, t))
+    z, c = z[some], c[some]
+    eps, t = draw.noise_like(z), draw.timesteps(z)
+    backward(spatial_loss(unet, z, c, eps, t))
 
 
 def temporal_step(unet: UNet, z: Tensor, c: Tensor, settings: dict, draw: Draws,
@@ -39,9 +40,10 @@ def temporal_step(unet: UNet, z: Tensor, c: Tensor, settings: dict, draw: Draws,
     """Stage (b), the motion: the noise in a clip (supplement, section 1), and MotionDirector's
     appearance-debiased term. z (n 4 f h w) and c (n 77 d): the clips and their prompts."""
     one = draw.some(len(z), 1)
-    eps, t = draw.noise_like(z[one]), draw.timesteps(z[one], settings["least_timestep"])
+    z, c = z[one], c[one]
+    eps, t = draw.noise_like(z), draw.timesteps(z, settings["least_timestep"])
     k = draw.frame(z) if settings["debiased"] else None
-    backward(temporal_loss(unet, z[one], c[one], eps, t, k))
+    backward(temporal_loss(unet, z, c, eps, t, k))
 
 
 def ttt_step(unet: UNet, texts: Texts, shape: tuple[int, ...], settings: dict, draw: Draws,
@@ -111,6 +113,9 @@ SPATIAL = Stage("spatial", "spatial", recipes.SPATIAL, add_data_flags, prepare_s
 TEMPORAL = Stage("temporal", "temporal", recipes.TEMPORAL, add_data_flags, prepare_temporal,
                  temporal_step, trained=("temporal",), rows=(("temporal",),))
 TTT = Stage("ttt", "joined", recipes.TTT, add_ttt_flags, prepare_ttt, ttt_step, trained=STUDENT,
-            rows=((), ("spatial_teacher",), ("temporal_teacher",),      # base, subject, motion,
-                  TEACHERS, STUDENT))       # joined as they are, joined by training
+            rows=((),                   # the base model
+                  TEACHERS[:1],         # the subject alone
+                  TEACHERS[1:],         # the motion alone
+                  TEACHERS,             # the two as they are
+                  STUDENT))             # the two after test-time training
 STAGES = {stage.name: stage for stage in (SPATIAL, TEMPORAL, TTT)}

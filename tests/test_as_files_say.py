@@ -146,6 +146,15 @@ def test_an_animation_given_as_an_image_is_said(tmp_path, ending):
         read_image(tmp_path / f"a{ending}", 16)
 
 
+def test_all_that_is_wrong_with_an_image_is_said(tmp_path):
+    first, second = (Image.new("RGB", (16, 16), colour) for colour in ("red", "white"))
+    first.save(tmp_path / "a.webp", save_all=True, append_images=[second], icc_profile=b"none" * 50)
+    with pytest.warns(UserWarning) as said:
+        read_image(tmp_path / "a.webp", 16)
+    assert ["profile" in str(each.message) for each in said] == [True, False]
+    assert "animated" in str(said[1].message)
+
+
 def test_a_tiff_of_several_pages_is_said(tmp_path):
     first, second = (Image.new("RGB", (16, 16), colour) for colour in ("red", "white"))
     first.save(tmp_path / "a.tiff", save_all=True, append_images=[second])

@@ -9,7 +9,7 @@ import torch
 
 from customttt import UNet, UserError, add_lora
 from customttt.files import keys
-from customttt.lora import with_lora
+from customttt.lora import wrapped
 from customttt.model.clip import CLIP, TextEncoder
 from customttt.model.config import (ANIMATEDIFF_V1, ANIMATEDIFF_V2, ANIMATEDIFF_V3, SD15_TEXT,
                                     SD15_UNET, SD15_VAE, VisionConfig)
@@ -58,7 +58,7 @@ def test_a_layer_with_nothing_to_adapt_is_refused(kind, layer, needed):
     named = "LoRA kind 'text'" if kind == "text" else f"LoRA layer {layer}"
     with pytest.raises(UserError, match=f"^{named}: .*{needed}"):
         add_lora(unet, kind, (2, layer))
-    assert not list(with_lora(unet))      # nothing was wrapped before the refusal
+    assert not list(wrapped(unet))      # nothing was wrapped before the refusal
 
 
 def test_temporal_in_4_is_allowed_in_v2():

@@ -26,7 +26,7 @@ from customttt.errors import UserError
 from customttt.files import keys
 from customttt.files.export import TARGETS, export
 from customttt.files.reading import read_metadata, read_tensors
-from customttt.lora import with_lora
+from customttt.lora import wrapped
 
 KINDS = {"spatial": ("spatial",), "temporal": ("temporal",), "joined": ("spatial", "temporal")}
 LAYERS = {"spatial": (2, 6), "temporal": (2, 5)}
@@ -64,7 +64,7 @@ def deltas(file):
     model = tiny_model()
     load_lora(model.unet, file)
     return {name: next(iter(each.loras.values())).delta().detach()
-            for name, each in with_lora(model.unet)}
+            for name, each in wrapped(model.unet)}
 
 
 # ------------------------------------------------------------------ diffusers

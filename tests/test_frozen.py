@@ -55,6 +55,11 @@ def test_a_frozen_convolution_keeps_nothing_and_has_the_same_gradient(kernel, ar
     assert kept(ours, x) == 0 and kept(plain, x) == x.nbytes
 
 
+def test_a_convolution_has_no_argument_that_it_would_ignore():
+    with pytest.raises(TypeError):
+        Conv2d(3, 5, 3, dilation=2)
+
+
 def test_a_convolution_that_is_trained_is_a_plain_one():
     conv = Conv2d(3, 5, 3)
     conv(torch.randn(1, 3, 4, 4)).sum().backward()

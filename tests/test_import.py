@@ -29,7 +29,7 @@ from customttt.files.load import read_motion_module
 from customttt.files.lora_files import find_lora, read_lora
 from customttt.files.random_model import random_model
 from customttt.files.save import save_model
-from customttt.lora import with_lora
+from customttt.lora import wrapped
 from customttt.model.motion import positional_encoding
 from customttt.model import config
 from customttt.run.options import check_together
@@ -60,7 +60,7 @@ def assert_same_deltas(model, expected_unet, expected_text=None):
             (model.text_encoder, expected_text or {}, keys.public_text)):
         ours = {public(name + ".weight").removesuffix(".weight"):
                 sum(adapter.delta().detach() for adapter in each.loras.values())
-                for name, each in with_lora(module)}
+                for name, each in wrapped(module)}
         assert ours.keys() == expected.keys()
         for name, delta in expected.items():
             assert torch.allclose(ours[name], delta.detach().float(), rtol=1e-5, atol=1e-6), name

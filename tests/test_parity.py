@@ -26,7 +26,7 @@ import customttt
 from customttt.diffusion import add_noise, alpha_bar, ddim, ddim_timesteps, guided_noise
 from customttt.files import keys, save
 from customttt.files.random_model import random_model
-from customttt.lora import WithLoRA, lora_on, put_lora, with_lora
+from customttt.lora import WithLoRA, lora_on, put_lora, wrapped
 from customttt.model.clip import CLIP
 from customttt.model.config import TextConfig, VisionConfig
 from customttt.model.unet import TimeEmbedding
@@ -373,11 +373,11 @@ def trained(unet, kind, layers, convolutions=False, name=None):
 def with_peft(ours, theirs, rank=4):
     """peft's LoRA on the modules that ours adapts, with the same weights; alpha = rank: scale 1."""
     public = {name: keys.diffusers_unet(name + ".").removesuffix(".")
-              for name, _ in with_lora(ours)}
+              for name, _ in wrapped(ours)}
     config = LoraConfig(r=rank, lora_alpha=rank, lora_dropout=0.1,
                         target_modules=list(public.values()))
     inject_adapter_in_model(config, theirs)
-    for name, module in with_lora(ours):
+    for name, module in wrapped(ours):
         (adapter,) = module.loras.values()
         layer = theirs.get_submodule(public[name])
         layer.lora_A["default"].weight.copy_(adapter.down.weight)
@@ -457,13 +457,13 @@ def test_lora_on_switches_exactly_the_named():
     everything = unet(*inputs)
     for on in ((), ("spatial",), ("temporal",), ("spatial", "another"), names):
         with lora_on(unet, *on):
-            assert {name for _, each in with_lora(unet) for name in each.on} == set(on)
+            assert {name for _, each in wrapped(unet) for name in each.on} == set(on)
             inside = unet(*inputs)
             with lora_on(unet):
                 assert torch.equal(unet(*inputs), plain)
             assert torch.equal(unet(*inputs), inside)
         others = random_model().unet.eval()         # one that has these adapters and no others
-        for name, each in with_lora(unet):
+        for name, each in wrapped(unet):
             for kept in sorted(set(on) & each.on):
                 put_lora(others, name, kept, rank=4).load_state_dict(each.loras[kept].state_dict())
         assert torch.equal(inside, others(*inputs))

@@ -11,7 +11,7 @@ from customttt.draws import Draws, stream_seed
 from customttt.files.load import load_model
 from customttt.files.lora_files import load_lora, save_lora
 from customttt.lion import Lion
-from customttt.lora import LoRA, add_lora, lora_on, lora_parameters, targets, with_lora
+from customttt.lora import LoRA, add_lora, lora_on, lora_parameters, targets, wrapped
 from customttt.losses import debias, noise_loss, preservation_loss
 from customttt.recipes import SPATIAL, TEMPORAL, TTT
 from customttt.run.data import Texts
@@ -94,7 +94,7 @@ def calls(model):
 
     def note(unet, args, kwargs):
         latents, timesteps, _, motion = (*args, kwargs.get("motion", True))[:4]
-        on = {name for _, module in with_lora(unet) for name in module.on}
+        on = {name for _, module in wrapped(unet) for name in module.on}
         recorded.append((on, motion, timesteps[0].item(), latents.detach()))
     model.unet.register_forward_pre_hook(note, with_kwargs=True)
     return recorded
@@ -164,7 +164,7 @@ def test_each_call_of_the_join_has_exactly_its_loras_and_motion_modules(model, c
     student = ({"spatial", "temporal"}, True)
     assert [call[:2] for call in calls] == [appearance] * 2 + [motion] * 2 + [student] * 2
     assert all(module.on <= {"spatial", "temporal", "spatial_teacher", "temporal_teacher"}
-               and len(module.on) == 2 for _, module in with_lora(model.unet))  # as it was before
+               and len(module.on) == 2 for _, module in wrapped(model.unet))  # as it was before
 
 
 def test_a_loss_is_handed_over_before_the_next_begins(model, calls):
@@ -342,9 +342,9 @@ def test_a_lora_has_dropout_where_its_model_trains(model):
 def test_lora_on_puts_back_what_was_on_even_after_an_error(model):
     put_loras(model, "spatial", "temporal")
     with pytest.raises(ZeroDivisionError), lora_on(model.unet, "spatial"):
-        assert {name for _, m in with_lora(model.unet) for name in m.on} == {"spatial"}
+        assert {name for _, m in wrapped(model.unet) for name in m.on} == {"spatial"}
         1 / 0
-    assert {name for _, m in with_lora(model.unet) for name in m.on} == {"spatial", "temporal"}
+    assert {name for _, m in wrapped(model.unet) for name in m.on} == {"spatial", "temporal"}
 
 
 def test_what_is_there_is_said_where_nothing_can_be_saved(model, tmp_path):
@@ -377,8 +377,8 @@ def test_two_loras_of_one_module_are_not_saved_as_one(model, tmp_path):
 
 def test_a_saved_lora_has_its_scale_in_it(model, tmp_path):
     put_loras(model, "spatial")
-    target, wrapper = next(with_lora(model.unet))
-    for _, each in with_lora(model.unet):
+    target, wrapper = next(wrapped(model.unet))
+    for _, each in wrapped(model.unet):
         each.loras["spatial"].scale = 0.5
     save_lora(model.unet, tmp_path / "a.safetensors", names=("spatial",))
     up = load_file(tmp_path / "a.safetensors")[f"{target}.lora_up.weight"]

@@ -9,7 +9,7 @@ import torch
 
 from customttt.errors import UserError
 from customttt.files.load import load_model
-from customttt.lora import add_lora, with_lora
+from customttt.lora import add_lora, wrapped
 from customttt.paper import tables
 from customttt.paper.intervals import bootstrap, pearson, places, spearman
 from customttt.recipes import TTT
@@ -215,7 +215,7 @@ def test_losses_of_the_student_are_held_against_the_teachers(model_folder, monke
     add_lora(model.unet, "spatial", (1, 7), rank=2, dropout=0, name="spatial_teacher")  # does 0
     for name in ("temporal_teacher", "joined"):
         add_lora(model.unet, "temporal", (1, 7), rank=2, dropout=0, name=name)
-    pairs = [module.loras for _, module in with_lora(model.unet) if "joined" in module.loras]
+    pairs = [module.loras for _, module in wrapped(model.unet) if "joined" in module.loras]
     for pair in pairs:
         torch.nn.init.normal_(pair["joined"].up.weight, std=0.3, generator=generator)
         pair["temporal_teacher"].load_state_dict(pair["joined"].state_dict())

@@ -24,7 +24,7 @@ from customttt.diffusion import add_noise, alpha_bar, ddim, ddim_timesteps
 from customttt.draws import Draws, stream_seed
 from customttt.errors import UserError
 from customttt.lion import Lion
-from customttt.lora import add_lora, with_lora
+from customttt.lora import add_lora, wrapped
 from customttt.losses import noise_loss
 from customttt.media.clips import as_frames, write_frames
 from customttt.media.images import read_image
@@ -261,6 +261,11 @@ def test_a_sheet_of_clips_plays_at_the_rate_that_was_learned(run_stage, tmp_path
         assert image.info["duration"] == 250
 
 
+@pytest.mark.parametrize("frames, columns", [(1, 1), (8, 8), (9, 5), (12, 6), (16, 8), (20, 7)])
+def test_a_sheet_shows_eight_frames_at_most(frames, columns):
+    assert len(range(0, frames, sheet.stride(frames))) == columns
+
+
 def test_a_run_of_another_kind_and_other_files_are_left_alone(run_stage, tmp_path):
     run_stage("spatial", tmp_path, "--steps", "1")
     (tmp_path / "adapter_model.safetensors").write_text("somebody's")
@@ -377,7 +382,7 @@ def test_the_sheet_is_what_the_readme_says(run_stage, tmp_path, monkeypatch):
     seen, seeds, sampled, noise = [], [], sheet.ddim, sheet.initial_noise
 
     def ddim(unet, x, text, empty, timesteps, guidance, motion):
-        seen.append(({name for _, each in with_lora(unet) for name in each.on}, guidance))
+        seen.append(({name for _, each in wrapped(unet) for name in each.on}, guidance))
         return sampled(unet, x, text, empty, timesteps, guidance, motion)
     monkeypatch.setattr(sheet, "ddim", ddim)
     monkeypatch.setattr(sheet, "initial_noise", lambda *of: seeds.append(of[-1]) or noise(*of))
@@ -508,7 +513,7 @@ def test_teachers_have_no_dropout_and_the_student_has(model, adapters, tmp_path)
     args = Namespace(spatial=adapters / "spatial", temporal=adapters / "temporal", output=tmp_path,
                      prompt=None, appearance_prompt=None, motion_prompt=None)
     STAGES["ttt"].prepare(model, TTT.values(model.unet), args)
-    assert {(name, lora.dropout.p) for _, each in with_lora(model.unet)
+    assert {(name, lora.dropout.p) for _, each in wrapped(model.unet)
             for name, lora in each.loras.items()} == {
         ("spatial", 0.1), ("temporal", 0.1), ("spatial_teacher", 0), ("temporal_teacher", 0)}
 

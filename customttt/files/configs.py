@@ -29,8 +29,8 @@ TEXT_FIXED = {"hidden_act": ["quick_gelu"], "layer_norm_eps": [1e-5]}
 MOTION_FIXED = {"motion_layers_per_block": [2], "motion_mid_block_layers_per_block": [1],
                 "motion_transformer_layers_per_block": [1], "conv_in_channels": [None]}
 
-
-MOST_WIDE, MOST_HEADS, MOST_FRAMES, MOST_LEVELS = 2 ** 14, 2 ** 10, 2 ** 12, range(1, 9)
+MOST_WIDE, MOST_FRAMES, LEVELS = 2 ** 14, 2 ** 12, range(1, 9)
+MOST_PARTS = 2 ** 10        # attention heads, or groups of a norm
 
 
 def check_fixed(config: dict, fixed: dict, file: str) -> None:
@@ -62,8 +62,8 @@ def unet_config(config: dict, motion: MotionConfig | None, file: str) -> UNetCon
     made = UNetConfig(channels=whole_list(config, "block_out_channels", file, MOST_WIDE, four),
                       latent_channels=whole(config, "in_channels", file, 64),
                       text_width=whole(config, "cross_attention_dim", file, MOST_WIDE),
-                      heads=whole(config, heads, file, MOST_HEADS),
-                      groups=whole(config, "norm_num_groups", file, MOST_HEADS), motion=motion)
+                      heads=whole(config, heads, file, MOST_PARTS),
+                      groups=whole(config, "norm_num_groups", file, MOST_PARTS), motion=motion)
     check_divisible(made.channels, made.heads, "attention heads", file)
     check_divisible(made.channels, made.groups, "groups", file)
     if motion is not None:
@@ -74,10 +74,10 @@ def unet_config(config: dict, motion: MotionConfig | None, file: str) -> UNetCon
 def vae_config(config: dict, file: str) -> VAEConfig:
     check_fixed(config, VAE_FIXED, file)
     made = VAEConfig(channels=whole_list(config, "block_out_channels", file, MOST_WIDE,
-                                         MOST_LEVELS),
+                                         LEVELS),
                      resnets=whole(config, "layers_per_block", file, 16),
                      latent_channels=whole(config, "latent_channels", file, 64),
-                     groups=whole(config, "norm_num_groups", file, MOST_HEADS),
+                     groups=whole(config, "norm_num_groups", file, MOST_PARTS),
                      # absent from SD 1.5's own file
                      scale=number(config, "scaling_factor", file, 1000, default=0.18215))
     check_divisible(made.channels, made.groups, "groups", file)
@@ -89,7 +89,7 @@ def text_config(config: dict, file: str) -> TextConfig:
     made = TextConfig(vocabulary=whole(config, "vocab_size", file, 2 ** 20),
                       width=whole(config, "hidden_size", file, MOST_WIDE),
                       layers=whole(config, "num_hidden_layers", file, 128),
-                      heads=whole(config, "num_attention_heads", file, MOST_HEADS),
+                      heads=whole(config, "num_attention_heads", file, MOST_PARTS),
                       inner_width=whole(config, "intermediate_size", file, 4 * MOST_WIDE),
                       length=whole(config, "max_position_embeddings", file, 4096, least=3))
     check_divisible((made.width,), made.heads, "attention heads", file)

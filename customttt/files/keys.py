@@ -73,10 +73,11 @@ RESNET = {".norm1.": ".in_layers.0.", ".conv1.": ".in_layers.2.",
 
 
 def original_unet(name: str) -> str:
-    """The image UNet's names in a single-file checkpoint, from ours: blocks counted in one row.
+    """The image UNet's names in a single-file checkpoint, from ours.
 
-    Each layer has a convolution or downsampler and its resnets as entries of `input_blocks` (three
-    a layer) or `output_blocks` (three a layer); a transformer shares its resnet's entry.
+    `input_blocks` are conv_in, then three entries a layer: two resnets and a downsampler.
+    `output_blocks` are three resnets a layer. A transformer and the upsampler stand in the entry of
+    their resnet.
     """
     ends = {"conv_in.": "input_blocks.0.0.", "norm_out.": "out.0.", "conv_out.": "out.2.",
             "time_embedding.linear_1.": "time_embed.0.",

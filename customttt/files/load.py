@@ -17,7 +17,7 @@ from ..model.unet import UNet
 from ..model.vae import VAE
 from . import keys
 from .checks import whole
-from .configs import (MOST_FRAMES, MOST_HEADS, MOST_WIDE, MOTION_FIXED, check_fixed,
+from .configs import (MOST_FRAMES, MOST_PARTS, MOST_WIDE, MOTION_FIXED, check_fixed,
                       check_schedule, motion_config, text_config, unet_config, vae_config)
 from .diagnose import refuse_other, refuse_unlike
 from .reading import Stored, fill, floating, listed, read_json, read_weights
@@ -50,7 +50,8 @@ def load_model(path: str | Path, motion_module: str | Path | None = None,
         raise UserError(f"{motion_module}: no such file or folder")
     modules = (None if motion_module is None else
                read_motion_module(motion_module, motion_version))
-    modules = modules if motion else None       # read all the same: a wrong file is refused early
+    if not motion:
+        modules = None      # read all the same: a wrong file is refused early
     if path.is_dir():
         text_part, vae_part, unet_part = _folder_parts(path, modules)
     elif path.is_file():
@@ -91,7 +92,7 @@ class MotionFile:
     tensors: dict[str, Tensor | Stored]
     public: Callable[[str], str]        # as in Part
     file: str
-    groups: int | None      # of its norms, where a config.json says so; built with the UNet's
+    groups: int | None      # of its norms, where a config.json says so: they must be the UNet's
 
 
 def read_motion_module(path: str | Path, version: int | None = None) -> MotionFile:
@@ -108,11 +109,11 @@ def read_motion_module(path: str | Path, version: int | None = None) -> MotionFi
     if (config_file := _config_of(path)) is not None:
         config, file = read_json(config_file), str(config_file)
         check_fixed(config, MOTION_FIXED, file)
-        heads = whole(config, "motion_num_attention_heads", file, MOST_HEADS, default=heads)
+        heads = whole(config, "motion_num_attention_heads", file, MOST_PARTS, default=heads)
         if config.get("motion_max_seq_length") is not None:
             length = whole(config, "motion_max_seq_length", file, MOST_FRAMES)
         if config.get("motion_norm_num_groups") is not None:
-            groups = whole(config, "motion_norm_num_groups", file, MOST_HEADS)
+            groups = whole(config, "motion_norm_num_groups", file, MOST_PARTS)
     if path.is_dir():
         path = _weight_file(path, WEIGHTS)
     every = {key.removeprefix("module."): value for key, value in read_weights(path).items()}
@@ -127,9 +128,9 @@ def read_motion_module(path: str | Path, version: int | None = None) -> MotionFi
         raise UserError(f"{path}: no motion module in it (no key contains motion_modules)")
     original = any(".temporal_transformer." in key for key in tensors)
     length = _positions(path, tensors) or length
-    config = motion_config(path, any(key.startswith("mid_block.") for key in tensors), length,
-                           version)
-    return MotionFile(MotionConfig(config.version, length or config.max_frames, heads), tensors,
+    known = motion_config(path, any(key.startswith("mid_block.") for key in tensors), length,
+                          version)
+    return MotionFile(MotionConfig(known.version, length or known.max_frames, heads), tensors,
                       keys.original_motion if original else keys.diffusers_unet, str(path), groups)
 
 

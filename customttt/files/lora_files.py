@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import UserError
-from ..lora import put_lora, with_lora
+from ..lora import put_lora, wrapped
 from ..model.clip import TextEncoder
 from ..model.unet import UNet
 from . import keys
@@ -56,7 +56,7 @@ class Pair:
 
     down: Tensor
     up: Tensor
-    scale: float        # alpha / rank where the file has an alpha, else 1
+    scale: float        # alpha / rank, by the file's alphas or peft's settings (peft.py); else 1
 
 
 @dataclass
@@ -85,7 +85,7 @@ def save_lora(unet: UNet, path: str | Path, metadata: dict | None = None,
     these LoRAs.
     """
     tensors, there = {}, set()
-    for target, wrapper in with_lora(unet):
+    for target, wrapper in wrapped(unet):
         there |= wrapper.loras.keys()
         held = [name for name in wrapper.loras if names is None or name in names]
         if len(held) > 1:
@@ -111,7 +111,9 @@ def load_lora(unet: UNet, path: str | Path, scale: float = 1.0, name: str | None
     """
     file = read_lora(path, unet, text_encoder)
     for module, pairs in ((unet, file.unet), (text_encoder, file.text)):
-        called = name or _free_name(module, Path(path).stem) if pairs else None
+        if not pairs:
+            continue
+        called = _free_name(module, Path(path).stem) if name is None else name
         for target, pair in pairs.items():
             lora = put_lora(module, target, called, len(pair.down), dropout, scale * pair.scale)
             for part, tensor in ((lora.down, pair.down), (lora.up, pair.up)):
@@ -122,7 +124,7 @@ def load_lora(unet: UNet, path: str | Path, scale: float = 1.0, name: str | None
 def _free_name(module: nn.Module, stem: str) -> str:
     """A name for a loaded LoRA that no other LoRA has."""
     stem = "file_" + re.sub(r"\W", "_", stem)
-    taken = {name for _, each in with_lora(module) for name in each.loras}
+    taken = {name for _, each in wrapped(module) for name in each.loras}
     return next(name for name in [stem, *(f"{stem}_{k}" for k in range(len(taken) + 1))]
                 if name not in taken)
 
@@ -271,8 +273,8 @@ def _explain_unknown(path: Path, unknown: list[str], tensors: dict[str, Tensor],
         raise UserError(f"{path}: {len(unknown)} tensors are for a text encoder that was not given "
                         f"or is another one ({clipped(unknown[0])}, ...)")
     kind = kind_of(tensors)
-    if kind is not None and kind[0] not in ("a LoRA", "a motion LoRA"):
-        path = f"{path}: this is {kind[0]}; {kind[1]}"
+    other = kind is not None and kind[0] not in ("a LoRA", "a motion LoRA")
+    what = f"this is {kind[0]}; {kind[1]}: " if other else ""
     named = ", ".join(map(clipped, unknown[:2])) + (", ..." if len(unknown) > 2 else "")
-    raise UserError(f"{path}: not a LoRA for this model: {len(unknown)} keys belong nowhere "
+    raise UserError(f"{path}: {what}not a LoRA for this model: {len(unknown)} keys belong nowhere "
                     f"({named})")

@@ -41,7 +41,7 @@ def write_frames(frames: Tensor, path: str | Path, fps: float = 8) -> None:
 
 
 def to_images(frames: Tensor) -> list[Image.Image]:
-    """uint8 (f H W 3) -> Pillow images."""
+    """uint8 (f H W 3) -> Pillow images (by way of a list: numpy is no run-time package)."""
     height, width = frames.shape[1:3]
     return [Image.frombytes("RGB", (width, height), bytes(frame.flatten().tolist()))
             for frame in frames]

@@ -59,15 +59,15 @@ def read_image(path: str | Path, size: int) -> Tensor:
                 scale_transparency(image)
                 image.draft("RGB", (4 * size, 4 * size))    # a JPEG may decode at a smaller scale
                 image.load()        # else a PNG's EXIF would, and its faults would be EXIF's
-                unreadable = exif_fault(image)
+                notes = [exif_fault(image)]     # before Pillow asks for EXIF itself
                 pixels = to_square(ImageOps.exif_transpose(image), size)
-                note = unreadable or colour_note(image)
+                notes.append(colour_note(image))
                 if getattr(image, "n_frames", 1) > 1:
-                    note = SEVERAL.get(image.format, note)
+                    notes.append(SEVERAL.get(image.format))
     except Exception as error:      # each of Pillow's forty readers fails in its own way
         raise UserError(f"{path}: not an image that can be read ({_why(path, error)}); "
                         f"{what_to_do(error)}") from error
-    if note:
+    for note in filter(None, notes):
         warnings.warn(f"{path}: {note}", stacklevel=2)
     return pixels
 

@@ -10,8 +10,9 @@ from torch import Tensor, nn
 
 from .frozen import Conv2d, direct_or_recomputed, is_large
 
-SHORT, MANY = 32, 2 ** 21       # tokens, bytes: where attention is a few plain products
-PART = 4096     # tokens that a feed-forward takes at once where there are many: memory stays small
+SHORT = 32          # tokens, and
+MANY = 2 ** 21      # bytes: attention along so few, at so many places, is plain products on a CPU
+PART = 4096         # tokens that a feed-forward takes at once where there are many, for memory
 
 
 class FrameGroupNorm(nn.GroupNorm):

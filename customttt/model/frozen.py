@@ -1,7 +1,5 @@
-"""Training with frozen weights: what need not be kept for the backward pass, and what is
-cheaply recomputed there.
-
-All but the LoRAs is frozen, so most layers only hand a gradient on to those before them.
+"""Memory in training. All but what is trained is frozen, so most layers only pass a gradient on:
+inputs that this does not need are not kept, and cheap activations are computed again.
 """
 
 from collections.abc import Callable
@@ -12,7 +10,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
-LARGE = 2 ** 23     # bytes of features: below, keeping is cheap, and time counts for more
+LARGE = 2 ** 23     # bytes of activations: below, keeping is cheap, and time counts for more
 
 
 def is_large(x: Tensor) -> bool:
@@ -20,7 +18,10 @@ def is_large(x: Tensor) -> bool:
 
 
 class Conv2d(nn.Conv2d):
-    """nn.Conv2d; while its weight is frozen, no input of it is kept for the backward pass."""
+    """A convolution; while its weight is frozen, no input of it is kept for the backward pass."""
+
+    def __init__(self, inputs: int, outputs: int, size: int, stride: int = 1, padding: int = 0):
+        super().__init__(inputs, outputs, size, stride, padding)     # no dilation, no groups
 
     def forward(self, x: Tensor) -> Tensor:
         trained = self.weight.requires_grad or self.bias is not None and self.bias.requires_grad

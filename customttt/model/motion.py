@@ -75,3 +75,10 @@ class MotionModule(nn.Module):
         y = y.contiguous()      # else PyTorch's Linear copies its weight for every pixel
         y = self.proj_out(self.block(self.proj_in(y)))
         return x + rearrange(y, "(b h w) f c -> (b f) c h w", h=x.shape[2], w=x.shape[3])
+
+
+def check_clip_length(motion: MotionConfig, frames: int) -> None:
+    """Raise ValueError for more frames than the motion module has positions for."""
+    if frames > motion.max_frames:
+        raise ValueError(f"{frames} frames, but this motion module (version {motion.version}) has "
+                         f"positions for at most {motion.max_frames}: ask for fewer frames")

@@ -25,9 +25,9 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from .blocks import Downsample, FrameGroupNorm, ResNet, SpatialTransformer, Upsample, norm_silu
-from .config import MotionConfig, UNetConfig
+from .config import UNetConfig
 from .frozen import Conv2d, directly, recomputed
-from .motion import MotionModule
+from .motion import MotionModule, check_clip_length
 
 
 class Layer(nn.Module):
@@ -113,7 +113,7 @@ class UNet(nn.Module):
         Raises ValueError for shapes that do not fit, for motion modules that are not there, and for
         more frames than they have positions for.
         """
-        texts = self._nine_texts(latents, timesteps, text)
+        texts = self._checked_texts(latents, timesteps, text)
         if motion:
             self._check_motion(latents.shape[2])
         run = recomputed if self.gradient_checkpointing and torch.is_grad_enabled() else directly
@@ -131,9 +131,9 @@ class UNet(nn.Module):
         x = self.conv_out(norm_silu(self.norm_out, x, len(time)))
         return rearrange(x, "(b f) c h w -> b c f h w", b=len(latents))
 
-    def _nine_texts(self, latents: Tensor, timesteps: Tensor,
+    def _checked_texts(self, latents: Tensor, timesteps: Tensor,
                     text: Tensor | Sequence[Tensor]) -> Sequence[Tensor]:
-        """Check the shapes and give each layer its text."""
+        """Each layer's text. Raises ValueError for shapes that do not fit."""
         texts = [text] * len(self.layers) if isinstance(text, Tensor) else text
         if len(texts) != len(self.layers):
             raise ValueError(f"text: one tensor or {len(self.layers)}, one a layer; "
@@ -156,13 +156,6 @@ class UNet(nn.Module):
             raise ValueError("this UNet has no motion module: load one (motion_module=...), or "
                              "pass motion=False to treat frames as images")
         check_clip_length(self.config.motion, frames)
-
-
-def check_clip_length(motion: MotionConfig, frames: int) -> None:
-    """Raise ValueError for more frames than the motion module has positions for."""
-    if frames > motion.max_frames:
-        raise ValueError(f"{frames} frames, but this motion module (version {motion.version}) has "
-                         f"positions for at most {motion.max_frames}: ask for fewer frames")
 
 
 class TimeEmbedding(nn.Module):

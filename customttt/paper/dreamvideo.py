@@ -61,9 +61,9 @@ def put_word(model: Model, vector: Tensor | None = None, start: str = "") -> Lea
 def word_step(unet: UNet, z: Tensor, encode: Callable[[], Tensor], settings: dict, draw: Draws,
               backward: Backward) -> None:
     """Gal et al. (2022), equation 2: the word that makes the images likely. z (n 4 1 h w)."""
-    i = draw.some(len(z), settings["batch_size"])
-    c = encode().expand(len(i), -1, -1)
-    backward(spatial_loss(unet, z[i], c, draw.noise_like(z[i]), draw.timesteps(z[i])))
+    z = z[draw.some(len(z), settings["batch_size"])]
+    c = encode().expand(len(z), -1, -1)
+    backward(spatial_loss(unet, z, c, draw.noise_like(z), draw.timesteps(z)))
 
 
 def prepare_word(model: Model, settings: dict, args: Namespace) -> Job:
@@ -155,12 +155,13 @@ def motion_step(unet: UNet, z: Tensor, c: Tensor, a: Tensor, empty: Tensor, sett
                 draw: Draws, backward: Backward) -> None:
     """The noise in a clip, guided by a random frame of it, so that the adapters need not learn its
     appearance; text and guidance are dropped half of the time. a (n f d_a)."""
-    i = draw.some(len(z), 1)
-    eps, t = draw.noise_like(z[i]), draw.timesteps(z[i], settings["least_timestep"])
-    text = empty if draw.chance(settings["drop_text"]) else c[i]
-    guide = a[i, draw.frame(z)] * (0 if draw.chance(settings["drop_guide"]) else 1)
+    one = draw.some(len(z), 1)
+    z, c, a = z[one], c[one], a[one]
+    eps, t = draw.noise_like(z), draw.timesteps(z, settings["least_timestep"])
+    text = empty if draw.chance(settings["drop_text"]) else c
+    guide = a[:, draw.frame(z)] * (0 if draw.chance(settings["drop_guide"]) else 1)
     with appearance(unet, guide):
-        backward(noise_loss(unet(add_noise(z[i], eps, t), t, text), eps))
+        backward(noise_loss(unet(add_noise(z, eps, t), t, text), eps))
 
 
 def load_dreamvideo(model: Model, word: Path, identity: Path, motion: Path) -> None:

@@ -103,15 +103,16 @@ def dual_path_step(unet: UNet, z: Tensor, c: Tensor, settings: dict, draw: Draws
     and not trained in a step. Motion modules are out of the spatial path: those of
     AnimateDiff-MotionDirector return their input when they get one frame.
     """
-    i = draw.some(len(z), 1)
-    eps, t = draw.noise_like(z[i]), draw.timesteps(z[i], settings["least_timestep"])
+    one = draw.some(len(z), 1)
+    z, c = z[one], c[one]
+    eps, t = draw.noise_like(z), draw.timesteps(z, settings["least_timestep"])
     off = draw.chance(settings["switch_off"])
     k, anchor = draw.frame(z), draw.frame(z) if settings["debiased"] else None
     if not off:
         with lora_on(unet, "spatial"):
-            backward(spatial_loss(unet, z[i, :, k:k + 1], c[i], eps[:, :, k:k + 1], t))
+            backward(spatial_loss(unet, z[:, :, k:k + 1], c, eps[:, :, k:k + 1], t))
     with lora_on(unet, *(() if off else ("spatial",)), "temporal"), frozen(unet, "spatial"):
-        backward(temporal_loss(unet, z[i], c[i], eps, t, anchor))
+        backward(temporal_loss(unet, z, c, eps, t, anchor))
 
 
 @contextlib.contextmanager

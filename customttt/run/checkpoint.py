@@ -49,8 +49,10 @@ class State:
         folder, now = self.run.folder, self.described()
         content = read_checkpoint(folder / CHECKPOINT)
         before = content["run"]
-        changed = [key for key in now if before.get(key) != now[key]        # base_weights tells
-                   and key not in ("steps", "recipe", "motion_version")]     # the version, too
+        # Not compared: steps, which may grow; the recipe, whose settings are compared one by one;
+        # the motion module's version, which base_weights tells.
+        free = ("steps", "recipe", "motion_version")
+        changed = [key for key in now if key not in free and before.get(key) != now[key]]
         if changed:
             key = changed[0]
             other = (f"another --{key.removesuffix('_sha256')}" if key.endswith("_sha256") else
@@ -75,7 +77,7 @@ class State:
             if stored.shape != parameter.shape or not stored.isfinite().all():
                 raise ValueError(f"{key} is not as it was saved")
             parameter.copy_(stored)
-        optimizer = self.run.optimizer      # its rates are this run's
+        optimizer = self.run.optimizer      # its rates stay this run's, which are the same
         groups = optimizer.state_dict()["param_groups"]
         optimizer.load_state_dict(content["optimizer"] | {"param_groups": groups})
         good = [each.shape == (() if key == "step" else parameter.shape) and each.isfinite().all()
@@ -144,7 +146,7 @@ def is_of_a_run(path: Path) -> bool:
 
 
 def cut_log(path: Path, lines: int) -> None:
-    """Drop those after so many: they are of steps that are run again."""
+    """Keep so many: those after them are of steps that are run again."""
     found = path.read_bytes().splitlines(keepends=True) if path.exists() else []
     with writing(path) as temporary:
         temporary.write_bytes(b"".join(found[:lines]))

@@ -118,12 +118,12 @@ def check_apart(output: Path, files: Iterable[Path], what: str) -> None:
 
 
 def check_lora_apart(output: Path, file: Path, what: str) -> None:
-    """The same for a LoRA, which a run removes by its name, or by that of what it links to."""
+    """The same for a LoRA file: a new run removes one that is named as a run names its own."""
     check_apart(output, filter(is_of_a_run, (file, file.resolve())), what)
 
 
 def put_fresh_lora(model: Model, settings: dict, kind: str) -> dict:
-    """Put it on the model; what its file will say of it."""
+    """Put a fresh LoRA on the UNet; returns what its file will say of it."""
     layers, rank = settings[f"{kind}_layers"], settings["rank"]
     add_lora(model.unet, kind, layers, rank, settings["dropout"])
     return {f"{kind}_layers": layers, "rank": rank}

@@ -16,7 +16,7 @@ from torch.optim import Optimizer
 from tqdm import tqdm
 
 from ..draws import Draws, stream_seed
-from ..errors import UserError
+from ..errors import UserError, in_words
 from . import checkpoint
 
 MOST_SKIPPED = 20       # non-finite steps in a row that end a run
@@ -104,7 +104,7 @@ def update(run: Run, scaler: torch.amp.GradScaler, draws: Draws, device: torch.d
     losses = []
 
     def backward(loss: Tensor) -> None:
-        with torch.autocast(device.type, enabled=False):    # it is for the way forward only
+        with torch.autocast(device.type, enabled=False):    # that is for the forward pass alone
             scaler.scale(loss).backward()
         losses.append(loss.detach())
 
@@ -177,4 +177,4 @@ def _append(path: Path, line: dict) -> None:
         with open(path, "a") as log:
             log.write(json.dumps(line) + "\n")
     except OSError as error:
-        raise UserError(f"{path}: cannot be written ({error.strerror}); make room") from error
+        raise UserError(f"{path}: cannot be written ({in_words(error)}); make room") from error

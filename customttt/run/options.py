@@ -12,7 +12,7 @@ from ..files.checks import clipped
 from ..files.load import load_model
 from ..media.find import MOST_CHARACTERS
 from ..model.model import Model
-from ..model.unet import check_clip_length
+from ..model.motion import check_clip_length
 from ..recipes import Recipe, Setting, is_full_size
 from ..sampling import latent_shape
 from .loop import DTYPES
@@ -62,8 +62,8 @@ def _shown(value) -> str:
 
 
 def open_model(args: argparse.Namespace, motion: bool = True) -> tuple[Model, str]:
-    """Load the model that the flags name, with or without its motion modules. Returns it with the
-    precision that is used."""
+    """Check device, prompts, seed and precision, and load the model that the flags name, with or
+    without its motion modules. Returns it with the precision that is used."""
     device = device_named(args.device)
     check_prompts(args)
     if not 0 <= args.seed < 2 ** 63:
@@ -71,8 +71,8 @@ def open_model(args: argparse.Namespace, motion: bool = True) -> tuple[Model, st
     precision = args.precision or ("fp32" if device.type == "cpu" else "fp16")
     if precision == "fp16" and device.type == "cpu":
         raise UserError("--precision fp16: needs a GPU; on a CPU use fp32 or bf16")
-    model = load_model(args.model, args.motion_module, device, DTYPES[precision], args.vae,
-                       args.motion_version, motion)
+    model = load_model(args.model, args.motion_module, device, DTYPES[precision], vae=args.vae,
+                       motion_version=args.motion_version, motion=motion)
     if (config := model.unet.config.motion) is not None:
         print(f"motion module: version {config.version}, at most {config.max_frames} frames")
     return model, precision

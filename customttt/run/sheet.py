@@ -48,8 +48,8 @@ def sheet_writer(model: Model, prompt: str, settings: dict, seed: int,
 
 
 def stride(frames: int) -> int:
-    """From one frame of a clip to the next that is on the sheet."""
-    return max(1, frames // COLUMNS)
+    """From one frame of a clip to the next that is on the sheet, which has COLUMNS at most."""
+    return -(-frames // COLUMNS)
 
 
 def side_by_side(clips: Sequence[Tensor], frames: int) -> Tensor:
