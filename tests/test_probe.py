@@ -123,6 +123,9 @@ def test_pairs(tmp_path):
         pairs = probe.tiny_pairs(kind)
         assert len(set(pairs)) == len(pairs) >= 100
         assert all(p != star for p, star in pairs)
+        words = {"subject": probe.SUBJECTS, "motion": probe.MOTIONS}[kind]
+        for few in zip(*pairs[:14]):        # p of the pairs that results have, and p*
+            assert all(word in " ".join(few) for word in (*words, *probe.PLACES))
     (tmp_path / "pairs.txt").write_text("\ufeffa cat | a dog\n\na man is running | a man is skiing\n")
     assert probe.read_pairs(tmp_path / "pairs.txt")[0] == ("a cat", "a dog")
     assert probe.read_pairs(tmp_path / "pairs.txt")[1] == ("a man is running", "a man is skiing")

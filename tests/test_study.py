@@ -45,6 +45,10 @@ def test_metrics_tell_right_from_wrong(model_folder):
         own, other = (measured(each, frames, seed=1) | judged(judge, each, frames)
                       for each in (right, wrong))
         assert own["identity"] > 0.9 and own["motion"] > 0.9
+        assert own["words"] == 1
+        elsewhere = replace(right, scene="snow" if right.scene == "sea" else "sea", subject=(
+            "candy robot" if "fish" in right.subject else "coral fish"))
+        assert judged(judge, elsewhere, frames)["words"] <= 0.5
         gaps.append({metric: own[metric] - other[metric] for metric in own})
     nobody = measured(right, torch.zeros_like(frames), seed=1)
     assert nobody["identity"] == 0

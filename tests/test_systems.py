@@ -239,8 +239,12 @@ def test_the_originals_own_settings():
         return [systems.COMPARED[name].recipe.full[each].value for each in settings]
     for dual_path in ("diffdirector", "motiondirector"):
         assert of(dual_path, "switch_off") == [0.2]
-    assert of("dreamvideo-identity", "learning_rate", "steps") == [1e-5, 1000]
+    for name, rate in (("diffdirector", 1e-5), ("motiondirector", 5e-5)):
+        assert of(name, "spatial_learning_rate") == of(f"{name}-spatial", "learning_rate") == [rate]
+    assert of("dreamvideo-word", "learning_rate", "steps", "batch_size") == [1e-4, 3000, 4]
+    assert of("dreamvideo-identity", "learning_rate", "steps", "batch_size") == [1e-5, 1000, 4]
     assert of("dreamvideo-motion", "learning_rate", "steps") == [1e-5, 3000]
+    assert of("dreamvideo-motion", "drop_text", "drop_guide") == [0.5, 0.5]
 
 
 def test_dreamvideo_has_vgens_optimizer():

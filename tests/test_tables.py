@@ -1,6 +1,7 @@
 """The tables as commands: what makes a LoRA or a clip names it, and nothing is made twice."""
 
 import json
+import math
 import shutil
 import sys
 from collections import defaultdict
@@ -13,7 +14,7 @@ import torch
 
 from customttt.errors import UserError
 from customttt.paper import cache, metrics, ranks, rows, tables
-from customttt.paper.intervals import interval
+from customttt.paper.intervals import interval, student_t
 from customttt.paper.systems import COMPARED
 from customttt.run import train as run_train
 from customttt.stages import STAGES
@@ -159,6 +160,8 @@ def test_rows_are_the_papers():
         assert compared <= tables.PAPER[f"table-{table}"].keys() | {"the base model"}
         for row in some:
             assert set(row.subject + row.motion) <= STAGES.keys() | COMPARED.keys()
+    assert tables.PAPER["table-3"]["W_s (0, 1), W_t (2, 5)"] == (.288, .645, .977, .710)
+    assert tables.PAPER["table-3"]["W_s (2, 6), W_t (1, 7)"] == (.298, .715, .985, .638)
     assert {a for a, b in tables.DIFFERENCES[1] if b == "the base model"} == {
         row.name for row in tables.TABLES[1][1:]}       # is each system above it?
 
@@ -226,8 +229,9 @@ def test_groups_count_and_not_clips():
     assert "against the paper" in tables.verdicts(other)[0]
     noisy = result("table-4", {"5 reference steps": [[0.1, 0.3], [0.4, 0.6]],
                                tables.AS_THEY_ARE: values})
-    # Differences of 0 and 0.1, deviation 0.0707; t of so many is 1.965: (2 t 0.0707 / 0.013)^2.
-    assert "takes about 458 groups" in tables.verdicts(noisy)[0]
+    # Differences of 0 and 0.1, deviation 0.0707; t of so many is 1.965: (2 t 0.0707 / 0.013)^2
+    # is 458, and is said with one digit.
+    assert "takes about 500 groups" in tables.verdicts(noisy)[0]
     staged = {"joined, ttt": values, "joined, no ttt": [[x + 0.01 for x in xs] for xs in values]}
     staged = result("stages", staged) | {"differences": [["joined, ttt", "joined, no ttt"]]}
     assert tables.verdicts(staged)[0].endswith(
@@ -235,12 +239,25 @@ def test_groups_count_and_not_clips():
     none = result("table-4", {"5 reference steps": [[0.1001, 0.3001], [0.2999, 0.4999]],
                               tables.AS_THEY_ARE: values})
     assert "**not found**" in tables.verdicts(none)[0]      # 0 +- 0.0013, and 0.013 in the paper
+    edge = result("table-4", {"5 reference steps": [[0.101, 0.301], [0.2990, 0.4990]],
+                              tables.AS_THEY_ARE: values})
+    assert "undecided" in tables.verdicts(edge)[0]      # 0 +- 0.0127, and 0.013 is a rounded figure
 
 
 def test_clips_without_tracks_are_counted():
     some = result("table-4", {"5 reference steps": [[0.1, 0.0], [0.0, 0.5]],
                               tables.AS_THEY_ARE: [[0.1, 0.2], [0.3, 0.4]]})
     assert tables.unfollowed_text(some).endswith("fidelity is 0: *5 reference steps* 2.")
+
+
+@pytest.mark.parametrize("freedom", [*range(1, 31), 40, 99])
+def test_students_t_has_a_twentieth_outside(freedom):
+    """Its density, integrated from -t to t."""
+    t = torch.linspace(0, student_t(freedom), 100_001, dtype=torch.float64)
+    scale = (math.lgamma((freedom + 1) / 2) - math.lgamma(freedom / 2)
+             - math.log(freedom * math.pi) / 2)
+    density = math.exp(scale) * (1 + t ** 2 / freedom) ** (-(freedom + 1) / 2)
+    assert 2 * torch.trapezoid(density, t).item() == pytest.approx(0.95, abs=3e-4)
 
 
 def test_student():
@@ -468,14 +485,15 @@ def test_dreamvideo_is_sampled_with_its_word(monkeypatch):
     monkeypatch.setattr(rows, "load_dreamvideo", lambda *of: None)
     monkeypatch.setattr(rows, "load_clip", lambda *of: SimpleNamespace(embed_images=lambda x: x))
     monkeypatch.setattr(rows, "sample_dreamvideo",
-                        lambda model, prompt, guide, **settings: said.append(prompt))
-    monkeypatch.setattr(rows.Group, "subject_images", lambda group: [None])
+                        lambda model, prompt, guide, **settings: said.append((prompt, guide)))
+    monkeypatch.setattr(rows.Group, "subject_images", lambda group: ["first", "second"])
     for subject, prompt in (("a teddy bear", "a teddy bear is up"), ("bear", "The bear is up"),
                             ("bear", "a bear is up"), ("a bear!", "a bear! is a bearskin")):
         group = rows.Group(None, subject, None, "", (prompt,))
         rows.Bench(SimpleNamespace(clip=None), None, ()).sample(
             rows.Unit(rows.Row("d"), group, 0), {"dreamvideo-word": None}, 0)
-    assert said == ["a * is up", "a * is up", "a * is up", "a * is a bearskin"]
+    assert said == [(prompt, ["first"]) for prompt in (
+        "a * is up", "a * is up", "a * is up", "a * is a bearskin")]
 
 
 def test_another_judge_or_guidance_is_another_folder(monkeypatch, tmp_path):
@@ -492,6 +510,28 @@ def test_another_judge_or_guidance_is_another_folder(monkeypatch, tmp_path):
     for judge in (1, 2, 1):
         assert bench(None, judge).scores(unit)[0] == {"said by": judge}
     assert bench(None, 1).clip_folder(unit, {}) != bench(2.0, 1).clip_folder(unit, {})
+
+
+@pytest.mark.parametrize("flags", [
+    ("--size", "48"), ("--frames", "3"), ("--steps", "2"), ("--seed", "1"),
+    ("--precision", "bf16"), ("--motion-version", "3"), ("--device", "meta")])
+def test_a_flag_that_changes_results_changes_all_names(flags, tmp_path, model_folder):
+    def told(*given):
+        parser = run_train.argparse.ArgumentParser()
+        tables.add_flags(parser)
+        return cache.open_cache(parser.parse_args(
+            ["--model", str(model_folder), "--output", str(tmp_path), *given])).told
+    assert told(*flags) != told() == told()
+
+
+def test_a_lora_made_of_other_loras_is_another(tmp_path, monkeypatch):
+    monkeypatch.setattr(cache, "train", lambda stage, args: True)
+    here, made = cache.Cache(tmp_path, (), {}), set()
+    for name in "ab":
+        (tmp_path / f"{name}.safetensors").write_text(name)
+        made.add(here.lora(STAGES["ttt"], (), {"--spatial": tmp_path / f"{name}.safetensors",
+                                               "--temporal": tmp_path / "a.safetensors"}))
+    assert len(made) == 2
 
 
 @pytest.mark.parametrize("flags, said", [

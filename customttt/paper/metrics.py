@@ -150,7 +150,7 @@ def fidelity_scores(tracks: Tensor, reference: Tensor) -> dict[str, float]:
 
 
 def read_frames(path: Path) -> list[Image.Image]:
-    """Every frame of a video file, upright, its pixels as the reference reads them."""
+    """Every frame of a video file, upright, its pixels as VGen's script reads them."""
     try:
         with contextlib.suppress(UnidentifiedImageError), \
                 Image.open(path, formats=ANIMATED) as image:
@@ -168,7 +168,7 @@ def read_frames(path: Path) -> list[Image.Image]:
 
 
 def upright(frame: av.VideoFrame) -> Image.Image:
-    """What a video file says of how its frames are turned, the reference leaves aside."""
+    """A frame as it is shown; VGen's script leaves aside how a file says that it is turned."""
     image, matrix = frame.to_image(), display_matrix(frame)
     if matrix[1:3] == (0, 0) and min(matrix) >= 0:
         return image
@@ -178,7 +178,7 @@ def upright(frame: av.VideoFrame) -> Image.Image:
 
 
 def open_image(path: Path) -> Image.Image:
-    """An image as the reference opens it, but upright."""
+    """An image as VGen's script opens it, but upright."""
     try:
         with warnings.catch_warnings(), Image.open(path, formats=image_formats()) as image:
             warnings.simplefilter("ignore")

@@ -68,7 +68,8 @@ def tiny_pairs(kind: str) -> list[tuple[str, str]]:
             else:
                 subject = SUBJECTS[(k + shift) % len(SUBJECTS)]
                 pairs.append(tuple(f"a {subject} is {each} {place}" for each in (word, star)))
-    return [pairs[(k * 37) % len(pairs)] for k in range(len(pairs))]    # 37: no divisor of either
+    # 11 divides neither number of pairs, and the first 14 have each subject, motion and place.
+    return [pairs[(k * 11) % len(pairs)] for k in range(len(pairs))]
 
 
 def read_pairs(path: Path) -> list[tuple[str, str]]:

@@ -10,6 +10,7 @@ and where the two differ in sign, or an interval is too wide to tell, the page s
 
 import os
 import shutil
+import statistics
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -70,11 +71,11 @@ def read_results(files: dict[str, Path]) -> dict[str, tuple[dict, list[dict]]]:
     for called, file in sorted(files.items()):
         if file.suffix != ".json" or called.endswith(".run.json"):
             continue
-        run = called.removesuffix("json") + "run.json"
-        result, told = read_json(file), read_json(files.get(run, file.with_name(run)))
-        if not {"name", "seed"} <= result.keys() or not {"command", "seconds"} <= told.keys():
-            raise UserError(f"{file}: not a result that tables.py or probe.py wrote, or {run} is "
-                            f"none; remove both, or make them again")
+        beside = called.removesuffix("json") + "run.json"
+        result, run = read_json(file), read_json(files.get(beside, file.with_name(beside)))
+        if not {"name", "seed"} <= result.keys() or not {"command", "seconds"} <= run.keys():
+            raise UserError(f"{file}: not a result that tables.py or probe.py wrote, or {beside} "
+                            f"is none; remove both, or make them again")
         items = list(result)[-1]        # the clips, or the pairs
         if result["name"] in found:
             first, runs = found[result["name"]]
@@ -83,9 +84,9 @@ def read_results(files: dict[str, Path]) -> dict[str, tuple[dict, list[dict]]]:
                     raise UserError(f"{file}: \"{key}\" is not that of the other seeds' results; "
                                     f"make all with the same model, flags and version")
             first[items] += result[items]
-            runs.append(told)
+            runs.append(run)
         else:
-            found[result["name"]] = result, [told]
+            found[result["name"]] = result, [run]
     for result, runs in found.values():
         if "pairs" in result:
             result["pairs"] = once(result["pairs"])
@@ -94,12 +95,23 @@ def read_results(files: dict[str, Path]) -> dict[str, tuple[dict, list[dict]]]:
     return found
 
 
+def within_rows(result: dict) -> dict:
+    """The result with each clip's scores less the mean of its row: else a correlation would tell
+    how rows differ, as often as they have clips."""
+    means = {row: [statistics.mean(column) for column in zip(*(
+        scores for name, _, _, scores in result["clips"] if name == row))]
+        for row in result["rows"]}
+    return result | {"clips": [
+        [row, group, prompt, [score - mean for score, mean in zip(scores, means[row])]]
+        for row, group, prompt, scores in result["clips"]]}
+
+
 def section(title: str, result: dict, runs: list[dict], kept: Path) -> list[str]:
     """Lines of the page."""
     lines = [f"## {title}", ""]
-    for told in runs:
-        took = ", ".join(f"{kind} {seconds:,.0f}" for kind, seconds in told["seconds"].items())
-        lines += [f"    {told['command']}", "", f"Seconds of one process: {took}.", ""]
+    for run in runs:
+        took = ", ".join(f"{kind} {seconds:,.0f}" for kind, seconds in run["seconds"].items())
+        lines += [f"    {run['command']}", "", f"Seconds of one process: {took}.", ""]
     name = result["name"]
     if "pairs" in result:
         pictures = sorted(file.name for file in kept.glob(f"{name}-seed-*.png"))
@@ -112,8 +124,10 @@ def section(title: str, result: dict, runs: list[dict], kept: Path) -> list[str]
     if "motion fidelity" in result["metrics"]:
         lines += [tables.unfollowed_text(result), ""]
     if name in tables.PAPER and {*tables.TRUTHS} <= {*result["metrics"]}:
-        result = result | {"correlations": tables.correlations(result)}
-    if "correlations" in result:
+        lines += ["How each metric goes along with the truth, over these clips, less the mean of "
+                  "their row:", "", tables.correlation_text(
+                      {"correlations": tables.correlations(within_rows(result))}), ""]
+    elif "correlations" in result:
         lines += ["How each metric goes along with the truth, over these clips:", "",
                   tables.correlation_text(result), ""]
     if found := tables.verdicts(result):

@@ -63,6 +63,7 @@ DIFFERENCES = {1: [*((name, BASE) for name in (*SYSTEMS, OURS)),
                4: [("5 reference steps", name) for name in (AS_THEY_ARE, "10 reference steps")]}
 METRICS = ("CLIP-T", "CLIP-I", "consistency", "motion fidelity")
 TRUTHS = ("true identity", "true motion")       # of the tiny world
+PRINTED = .001      # what a difference of two figures that are printed to 0.001 may be off by
 PAPER = {       # the supplement's figures, in the order of METRICS
     "table-1": {"Full LoRA": (.294, .687, .977, .746), "DreamVideo": (.271, .681, .969, .563),
                 "MotionDirector": (.269, .690, .965, .649),
@@ -203,15 +204,16 @@ def verdicts(result: dict) -> list[str]:
             mean, half = interval(here)
             if abs(mean) > half:
                 said = ("**against the paper**" if mean * paper < 0 else "as the paper"
-                        if abs(mean - paper) <= half else "the paper's sign, but its size is "
+                        if abs(mean - paper) <= half + PRINTED else "the paper's sign, but its size is "
                         "outside the interval")
             elif len(here) == 1:
                 said = "undecided: one group has no interval"
-            elif abs(mean - paper) > half:
+            elif abs(mean - paper) > half + PRINTED:
                 said = "**not found**: none shows, and the paper's is outside the interval"
             else:
                 said = (f"undecided; an interval too narrow to hold both 0 and the paper's "
-                        f"difference takes about {number_to_tell(here, paper)} groups")
+                        f"difference takes about {float(f'{number_to_tell(here, paper):.1g}'):,.0f} "
+                        f"groups")
             found.append(f"{metric}, *{a}* minus *{b}*: {paper:+.3f} in the paper, "
                          f"{shown(here, '{:+.3f}')} here: {said}.")
     return found

@@ -4,7 +4,8 @@ subject and the path are known.
   python -m customttt.tiny.study.metrics [--sampled 10]
 
 For each prompt of the protocol: the truth, rendered; the same backwards; its first frame alone;
-another subject of its kind on the same path; the subject on another path; the truth after the VAE.
+another subject of its kind on the same path; a ball in the body's colour there; the subject on
+another path; the truth after the VAE.
 With --sampled N also what the model makes of the first prompt of N groups: base, subject only,
 motion only, joined. Prints the mean of each metric by kind of clip, then Pearson's and Spearman's
 correlation with the true identity and the true motion, with a 95% interval over the groups
@@ -16,13 +17,16 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Generator, Tensor
 
 from ...errors import UserError, command_parser, run_command
 from ...media.clips import as_frames, as_pixels
 from ...paper import tables
 from ...paper.rows import Group, Row, Unit
 from ..pretraining.parts import load_vae
+from ..world.clips import make_clip, render
+from ..world.motions import HELD_OUT_MOTIONS
+from ..world.subjects import HELD_OUT_SUBJECTS, Subject
 from .protocol import combination_of, write_protocol
 from .scores import other_motion, other_subject
 from .study import PROTOCOL, SAMPLED_ROWS, rendered, scorers, truth
@@ -42,6 +46,14 @@ def another_subject(group: Group, prompt: str, seed: int) -> Tensor:
     return rendered(replace(right, subject=other_subject(right.subject)), seed)
 
 
+def plain_ball(group: Group, prompt: str, seed: int) -> Tensor:
+    """What the true identity is worth without kind and pattern."""
+    right = combination_of(group, prompt)
+    ball = Subject("ball", HELD_OUT_SUBJECTS[right.subject].colours[:1])
+    return render(make_clip(ball, HELD_OUT_MOTIONS[right.motion], right.scene,
+                            Generator().manual_seed(seed)))
+
+
 def another_path(group: Group, prompt: str, seed: int) -> Tensor:
     right = combination_of(group, prompt)
     return rendered(replace(right, motion=other_motion(right.motion)), seed)
@@ -57,7 +69,7 @@ def spread(model: Path) -> list[Row]:
     """Kinds of clips whose subject and path are known. `model`: its folder."""
     return [Row("rendered truth", clip=truth), Row("backwards", clip=backwards),
             Row("still", clip=still), Row("another subject", clip=another_subject),
-            Row("another path", clip=another_path),
+            Row("a plain ball", clip=plain_ball), Row("another path", clip=another_path),
             Row("after the VAE", clip=partial(after_vae, model))]
 
 

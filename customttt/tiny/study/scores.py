@@ -2,7 +2,8 @@
 
   identity     how much of the subject's colours is right: what two palettes (shares of the
                subject's pixels nearest to each colour) have in common, the clip's and the rendered
-               truth's
+               truth's. It is blind to shape and place: a ball in the body's colour has much of it
+               (customttt.tiny.study.metrics)
   motion       agreement of the measured trajectory with the true one (`trajectory_agreement`)
   CLIP-T       mean cosine of the embeddings of the frames and of the truth's caption, which names
                the colours that the prompt leaves to the images

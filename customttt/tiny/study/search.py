@@ -34,17 +34,17 @@ JOINED = "joined, no ttt"
 BESIDE = {"spatial": ("joined", "ttt"), "temporal": ("joined", "ttt", "dreamvideo")}
 
 
-def words(flags: str, of: str = "settings") -> tuple[str, ...]:
+def flags_of(text: str, of: str = "settings") -> tuple[str, ...]:
     try:
-        return tuple(shlex.split(flags))
+        return tuple(shlex.split(text))
     except ValueError as error:
-        raise UserError(f"{of} {flags}: not flags as a shell reads them ({error})") from error
+        raise UserError(f"{of} {text}: not flags as a shell reads them ({error})") from error
 
 
 def rows_of(what: str, settings: list[str], spatial: str = "", temporal: str = "") -> list[Row]:
     """A row for each setting; of ttt also the two joined as they are."""
-    joined = Row(JOINED, subject_flags=words(spatial, "--spatial"),
-                 motion_flags=words(temporal, "--temporal"))
+    joined = Row(JOINED, subject_flags=flags_of(spatial, "--spatial"),
+                 motion_flags=flags_of(temporal, "--temporal"))
     if what == "joined":
         try:
             scales = [float(each) for each in settings]
@@ -54,7 +54,7 @@ def rows_of(what: str, settings: list[str], spatial: str = "", temporal: str = "
             raise UserError(f"settings {shlex.join(settings)}: scales are finite numbers")
         return [replace(joined, name=f"scale {each}", scales=(scale, 1.0))
                 for each, scale in zip(settings, scales)]
-    named = [(each.strip() or "as it is", words(each)) for each in settings]
+    named = [(each.strip() or "as it is", flags_of(each)) for each in settings]
     if what == "spatial":
         return [Row(name, motion=(), subject_flags=flags) for name, flags in named]
     if what == "temporal":

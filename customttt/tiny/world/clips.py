@@ -2,7 +2,8 @@
 
 A clip is a subject (kind and colours), a motion (a path) and a scene, and it has a caption.
 `sample_clip` draws pretraining clips; HELD_OUT_SUBJECTS (subjects.py) and HELD_OUT_MOTIONS
-(motions.py) never occur in them.
+(motions.py) never occur in them. (CLIP meets a held-out colouring in words, now and then, as a
+wrong caption: `misnamed` in pretraining/objectives.py.)
 
 Axes: f frames, h w rows and columns. x and y are in pixels from the top left corner, y points
 down, the size is the subject's radius in pixels, angles are in radians.

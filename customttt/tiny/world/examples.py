@@ -2,7 +2,7 @@
 
   python -m customttt.tiny.world.examples weights/tiny/examples
 
-Neither was ever seen in pretraining (both are held out by construction); the words of their
+Neither was ever drawn in pretraining (both are held out by construction); the words of their
 captions were.
 """
 

@@ -1,4 +1,4 @@
-"""The subjects of the tiny world: drawings, colourings, and those that pretraining never sees.
+"""The subjects of the tiny world: drawings, colourings, and those that pretraining never draws.
 
 Every composed kind has a usual colouring, as most teddy bears in photos are brown: a caption that
 names no colour means it. Any other colouring is named in full.
