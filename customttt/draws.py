@@ -44,7 +44,7 @@ class Draws:
 
     def noise(self, shape: tuple[int, ...], device: torch.device) -> Tensor:
         """Standard normal."""
-        return torch.randn(shape, generator=self.stream["noise"]).to(device)
+        return torch.randn(shape, generator=self.stream["noise"], dtype=torch.float32).to(device)
 
     def noise_like(self, z: Tensor) -> Tensor:
         return self.noise(z.shape, z.device)

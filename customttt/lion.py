@@ -1,5 +1,6 @@
 """Lion, the optimizer of the three stages (Chen et al. 2023, algorithm 2)."""
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -25,7 +26,8 @@ class Lion(torch.optim.Optimizer):
 
     def __init__(self, params, lr: float = 1e-5, betas: tuple[float, float] = (0.9, 0.99),
                  weight_decay: float = 0.1):
-        if lr < 0 or not all(0 <= beta < 1 for beta in betas) or weight_decay < 0:
+        if not (0 <= lr < math.inf and 0 <= weight_decay < math.inf and len(betas) == 2
+                and all(0 <= beta < 1 for beta in betas)):
             raise ValueError(f"Lion: lr {lr}, betas {betas} or weight decay {weight_decay} is out "
                              f"of range")
         super().__init__(params, {"lr": lr, "betas": betas, "weight_decay": weight_decay})

@@ -6,7 +6,7 @@ student share one UNet), and `with lora_on(unet, "spatial"):` says at the call w
 """
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -37,7 +37,7 @@ class LoRA(nn.Module):
         nn.init.zeros_(self.up.weight)
         self.dropout = nn.Dropout(dropout)
         self.scale = scale
-        self.to(base.weight.device)
+        self.to(base.weight.device, torch.float32)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.scale * self.dropout(self.up(self.down(x.to(self.down.weight.dtype))))
@@ -103,29 +103,36 @@ def add_lora(unet: UNet, kind: str, layers: Sequence[int], rank: int = 32, dropo
     """Put a fresh LoRA called `name` (default: `kind`) on the targets, switched on.
 
     Returns its parameters, the ones to train; freezing the others is the caller's. Raises UserError
-    for a layer with nothing to adapt, ValueError for a name that is taken.
+    for a layer with nothing to adapt, ValueError for a name that is taken or cannot be one.
     """
-    parameters = []
     name = kind if name is None else name
-    for target in targets(unet, kind, layers, convolutions):
-        parameters += put_lora(unet, target, name, rank, dropout).parameters()
-    return parameters
+    found = dict.fromkeys(targets(unet, kind, layers, convolutions))
+    check_name(unet, found, name)
+    return [parameter for target in found
+            for parameter in put_lora(unet, target, name, rank, dropout).parameters()]
+
+
+def check_name(module: nn.Module, found: Iterable[str], name: str) -> None:
+    """Raise ValueError, before anything is put on the submodules `found`, where one of them has a
+    LoRA of that name, or none can have it."""
+    if not name or "." in name or hasattr(nn.ModuleDict(), name):
+        raise ValueError(f"LoRA name {name!r}: without a dot, and none of PyTorch's own words")
+    for target in found:
+        if name in getattr(module.get_submodule(target), "loras", ()):
+            raise ValueError(f"{target} has a LoRA {name!r} already: give this one another name")
 
 
 def put_lora(module: nn.Module, target: str, name: str, rank: int, dropout: float = 0.0,
              scale: float = 1.0) -> LoRA:
     """Put a LoRA called `name` on the submodule `target`, wrapped if it is not yet, and on."""
     owner, _, leaf = target.rpartition(".")
-    wrapper = module.get_submodule(target)
-    if not isinstance(wrapper, WithLoRA):
-        wrapper = WithLoRA(wrapper)
-        setattr(module.get_submodule(owner), leaf, wrapper)
-    if name in wrapper.loras:
-        raise ValueError(f"{target} has a LoRA {name!r} already: give this one another name")
+    there = module.get_submodule(target)
+    wrapper = there if isinstance(there, WithLoRA) else WithLoRA(there)
     lora = LoRA(wrapper.base, rank, dropout, scale)
     wrapper.loras[name] = lora.train(wrapper.base.training)     # no dropout in one that samples
     wrapper.on.add(name)
-    return wrapper.loras[name]
+    setattr(module.get_submodule(owner), leaf, wrapper)
+    return lora
 
 
 def wrapped(module: nn.Module) -> Iterator[tuple[str, WithLoRA]]:
@@ -143,7 +150,10 @@ def lora_parameters(module: nn.Module, *names: str) -> dict[str, nn.Parameter]:
 @contextlib.contextmanager
 def lora_on(unet: nn.Module, *names: str) -> Iterator[None]:
     """Inside the `with`, exactly the LoRAs of these names are on, in each module those that it has.
-    A name that no module has is no error, and adds nothing."""
+    A name that no module has is no error, and adds nothing.
+
+    It is the UNet's state: not for two threads or two generators by turns, and LoRAs are put on
+    before it."""
     wrappers = [wrapper for _, wrapper in wrapped(unet)]
     before = [wrapper.on for wrapper in wrappers]
     for wrapper in wrappers:

@@ -1,7 +1,8 @@
 """The losses of the three stages: pure functions, with noise, timesteps and anchor frame given.
 
 Legend: z clean latents (b 4 f h w), x_t the same with noise eps up to the timesteps t (b,), c text
-(b 77 d), eps_hat the noise that the UNet predicts, k the anchor frame.
+(b 77 d), eps_hat the noise that the UNet predicts, k the anchor frame. A UNet in fp16 or bf16 wants
+torch.autocast around them.
 """
 
 import torch.nn.functional as F

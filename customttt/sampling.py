@@ -20,7 +20,8 @@ def sample_latents(model: Model, prompt: str | Sequence[str], steps: int = 25,
 
     `prompt`: one, or nine, one a layer (the probe of the supplement's section 3). `size`: pixels
     along each side. `latents`: the noise (b 4 f h w) to start from; frames, size and seed then
-    count for nothing, and b is 1 without it. Raises ValueError as the first x_t is asked for.
+    count for nothing, and b is 1 without it. The UNet is to be in eval mode, as it was loaded:
+    dropout would draw besides. Raises ValueError as the first x_t is asked for.
     """
     if latents is None:
         latents = initial_noise(model, frames, size, seed)
@@ -35,8 +36,8 @@ def sample_latents(model: Model, prompt: str | Sequence[str], steps: int = 25,
 def initial_noise(model: Model, frames: int, size: int, seed: int) -> Tensor:
     """(1 4 f h w) of standard normal noise, drawn on the CPU: a seed means the same on every device
     and, as in other tools, is PyTorch's own. Raises ValueError for a size that does not fit."""
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randn(latent_shape(model, frames, size), generator=generator)
+    generator = torch.Generator().manual_seed(int(seed))
+    return torch.randn(latent_shape(model, frames, size), generator=generator, dtype=torch.float32)
 
 
 def latent_shape(model: Model, frames: int, size: int) -> tuple[int, int, int, int, int]:

@@ -294,6 +294,16 @@ def mean_error(a: torch.Tensor, b: torch.Tensor) -> float:
     return (a.float() - b.float()).abs().mean().item()
 
 
+@pytest.mark.parametrize("ending", list(WRITERS))
+@pytest.mark.parametrize("wrong", [
+    gradient().permute(0, 3, 1, 2), gradient()[..., :1], gradient().float(), gradient()[0],
+    gradient()[:0], torch.cat([gradient(), gradient()[..., :1]], dim=-1)])
+def test_only_frames_are_written(tmp_path, ending, wrong):
+    with pytest.raises(ValueError, match=r"frames: uint8 \(f H W 3\) with f at least 1; got torch"):
+        write_frames(wrong, tmp_path / f"clip{ending}")
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize("height, width", [(96, 96), (97, 95)])
 def test_mp4_opens_again_as_h264_with_its_frames_and_colours(tmp_path, height, width):
     frames = gradient(height=height, width=width)

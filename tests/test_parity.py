@@ -4,6 +4,7 @@ Weights are carried into diffusers, transformers and peft under the public names
 references are built from the config.json contents of save.py, so that both are put to the test too.
 """
 
+import math
 from functools import partial
 
 import pytest
@@ -344,6 +345,14 @@ def test_lion(betas, weight_decay):
             lion.step()
         end.append(theta.detach())
     assert relative_error(*end) <= 1e-6
+
+
+@pytest.mark.parametrize("wrong", [
+    {"lr": -1}, {"lr": math.nan}, {"lr": math.inf}, {"weight_decay": math.nan}, {"betas": (0.9, 1)},
+    {"betas": (0.9,)}])
+def test_lion_refuses_what_is_out_of_range(wrong):
+    with pytest.raises(ValueError, match="is out of range"):
+        customttt.Lion([nn.Parameter(torch.ones(1))], **wrong)
 
 
 def test_lion_takes_a_closure_as_other_optimizers_do():

@@ -10,6 +10,8 @@ from customttt.diffusion import TIMESTEPS, add_noise, alpha_bar, ddim_step, ddim
 from customttt.draws import Draws, stream_seed
 from customttt.files.load import load_model
 from customttt.files.lora_files import load_lora, save_lora
+from customttt.files.reading import read_metadata
+from customttt.files.save import save_model
 from customttt.lion import Lion
 from customttt.lora import LoRA, add_lora, lora_on, lora_parameters, targets, wrapped
 from customttt.losses import debias, noise_loss, preservation_loss
@@ -372,6 +374,66 @@ def test_two_loras_of_one_module_are_not_saved_as_one(model, tmp_path):
     put_loras(model, "spatial", "spatial_teacher")
     with pytest.raises(ValueError, match="holds spatial and spatial_teacher: save each to a file"):
         save_lora(model.unet, tmp_path / "a.safetensors", names=("spatial", "spatial_teacher"))
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("names", ["spatial", ["spatial"], map(str, ["spatial"])])
+def test_names_of_what_is_saved_are_whole_names(model, tmp_path, names):
+    put_loras(model, "spatial", "temporal")
+    save_lora(model.unet, tmp_path / "a.safetensors", names=names)
+    saved = load_file(tmp_path / "a.safetensors")
+    assert len(saved) == len(lora_parameters(model.unet, "spatial"))
+    assert all("spatial_transformers" in key for key in saved)
+    with pytest.raises(ValueError, match="no LoRA called my spatial to save"):
+        save_lora(model.unet, tmp_path / "b.safetensors", names="my spatial")
+
+
+@pytest.mark.parametrize("layers, rank, dropout, name, error", [
+    ((2, 6), 4, 0.0, "taken", ValueError), ((2,), 4, 0.0, "v1.0", ValueError),
+    ((2,), 4, 0.0, "keys", ValueError), ((2,), 4, 0.0, "training", ValueError),
+    ((2,), -1, 0.0, "new", RuntimeError), ((2,), 4, 1.5, "new", ValueError)])
+def test_a_lora_that_cannot_be_put_leaves_the_unet_as_it_was(model, layers, rank, dropout, name,
+                                                             error):
+    add_lora(model.unet, "spatial", (6,), rank=4, name="taken")
+    before = list(model.unet.state_dict())
+    with pytest.raises(error):
+        add_lora(model.unet, "spatial", layers, rank, dropout, name)
+    assert list(model.unet.state_dict()) == before
+
+
+def test_the_default_dtype_changes_nothing(model):
+    before = list(sample_latents(model, "a star", steps=1, frames=2, size=32, seed=3))
+    noise = Draws(3).noise((2, 2), torch.device("cpu"))
+    try:
+        torch.set_default_dtype(torch.float64)
+        after = list(sample_latents(model, "a star", steps=1, frames=2, size=32, seed=3))
+        assert Draws(3).noise((2, 2), torch.device("cpu")).equal(noise)
+        assert add_lora(model.unet, "spatial", (2,), rank=4)[0].dtype == torch.float32
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert after[0].dtype == torch.float32 and torch.allclose(before[0], after[0], atol=1e-5)
+
+
+def test_a_compiled_unet_saves_and_loads_as_the_plain_one(model, tmp_path):
+    put_loras(model, "spatial")
+    compiled = torch.compile(model.unet, backend="eager")
+    for unet, name in ((model.unet, "a"), (compiled, "b")):
+        save_lora(unet, tmp_path / f"{name}.safetensors")
+    assert (tmp_path / "a.safetensors").read_bytes() == (tmp_path / "b.safetensors").read_bytes()
+    assert load_lora(compiled, tmp_path / "a.safetensors").tensors > 0
+
+
+def test_metadata_may_hold_what_json_does_not(model, tmp_path):
+    put_loras(model, "spatial")
+    save_lora(model.unet, tmp_path / "a.safetensors", {"file": tmp_path, 1: 2, "format": "mine"})
+    metadata = read_metadata(tmp_path / "a.safetensors")
+    assert metadata == {"file": f'"{tmp_path}"', "1": "2", "format": "pt"}
+
+
+def test_a_model_with_loras_is_not_saved_as_a_folder(model, tmp_path):
+    put_loras(model, "spatial")
+    with pytest.raises(ValueError, match="has LoRAs on it: merge them first"):
+        save_model(model, tmp_path)
     assert not list(tmp_path.iterdir())
 
 

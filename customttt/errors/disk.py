@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import functools
 import os
 import tempfile
 from pathlib import Path
@@ -68,6 +69,7 @@ def clear_leftovers(folder: Path) -> None:
             path.unlink()
 
 
+@functools.cache        # asked once: while it is asked, another thread's files would have none
 def _umask() -> int:
     mask = os.umask(0)
     os.umask(mask)

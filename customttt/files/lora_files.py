@@ -6,6 +6,7 @@ and `up`. Layouts differ in what they call the module (the stem) and the two ten
 
 import math
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -13,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import UserError
-from ..lora import put_lora, wrapped
+from ..lora import check_name, put_lora, wrapped
 from ..model.clip import TextEncoder
 from ..model.unet import UNet
 from . import keys
@@ -75,8 +76,8 @@ class LoRAFile:
 
 
 def save_lora(unet: UNet, path: str | Path, metadata: dict | None = None,
-              names: tuple[str, ...] | None = None) -> None:
-    """Write the LoRAs of these names (default: all) to a safetensors file.
+              names: str | Iterable[str] | None = None) -> None:
+    """Write the UNet's LoRAs of these names (default: all) to a safetensors file.
 
     Keys are dotted: `layers.2.spatial_transformers.0.block.attn1.to_q.lora_down.weight`; a
     LoRA's scale is multiplied into `lora_up`. The file's metadata says what was trained (stage ttt
@@ -85,7 +86,9 @@ def save_lora(unet: UNet, path: str | Path, metadata: dict | None = None,
     these LoRAs.
     """
     tensors, there = {}, set()
-    for target, wrapper in wrapped(unet):
+    if names is not None:
+        names = {names} if isinstance(names, str) else set(names)
+    for target, wrapper in wrapped(uncompiled(unet)):
         there |= wrapper.loras.keys()
         held = [name for name in wrapper.loras if names is None or name in names]
         if len(held) > 1:
@@ -96,7 +99,7 @@ def save_lora(unet: UNet, path: str | Path, metadata: dict | None = None,
             tensors[f"{target}.lora_down.weight"] = down.cpu().contiguous()
             tensors[f"{target}.lora_up.weight"] = up.cpu().contiguous()
     if not tensors:
-        called = "" if names is None else f" called {' or '.join(names)}"
+        called = "" if names is None else f" called {' or '.join(sorted(names))}"
         raise ValueError(f"no LoRA{called} to save; the UNet has {sorted(there) or 'none'}")
     write_tensors(tensors, path, metadata)
 
@@ -105,20 +108,27 @@ def load_lora(unet: UNet, path: str | Path, scale: float = 1.0, name: str | None
               text_encoder: TextEncoder | None = None, dropout: float = 0.0) -> LoRAFile:
     """Put a LoRA file of any known layout on the UNet, switched on, and return what was read.
 
-    `name`: what to call it there (default: after the file; ValueError if it is taken). A file with
-    text-encoder tensors needs `text_encoder`. `dropout` is for training on. Nothing is ignored
+    `name`: what to call it there (default: after the file; ValueError as in `add_lora`). A file
+    with text-encoder tensors needs `text_encoder`. `dropout` is for training on. Nothing is ignored
     silently: what does not apply raises UserError or is in the returned file's `notes`.
     """
+    unet = uncompiled(unet)
     file = read_lora(path, unet, text_encoder)
     for module, pairs in ((unet, file.unet), (text_encoder, file.text)):
         if not pairs:
             continue
         called = _free_name(module, Path(path).stem) if name is None else name
+        check_name(module, pairs, called)
         for target, pair in pairs.items():
             lora = put_lora(module, target, called, len(pair.down), dropout, scale * pair.scale)
             for part, tensor in ((lora.down, pair.down), (lora.up, pair.up)):
                 part.weight.data.copy_(tensor.reshape(part.weight.shape))
     return file
+
+
+def uncompiled(module: nn.Module) -> nn.Module:
+    """What torch.compile was given, which has the names that files know."""
+    return getattr(module, "_orig_mod", module)
 
 
 def _free_name(module: nn.Module, stem: str) -> str:
@@ -178,7 +188,8 @@ def split_key(key: str) -> tuple[str, str]:
     """A key of any layout -> its module's stem and "down", "up" or "alpha"; ("", "") for others."""
     for ending, part in PARTS.items():
         if (found := re.fullmatch(f"(.+?){ending}", key.replace(".processor.", "."))) is not None:
-            return re.sub(r"^(base_model\.model\.|module\.|unet\.)+", "", found[1]), part
+            outer = r"^(base_model\.model\.|module\.|unet\.|_orig_mod\.)+"
+            return re.sub(outer, "", found[1]), part
     return "", ""
 
 

@@ -58,17 +58,18 @@ def write_json(content: dict, path: Path) -> None:
 def write_tensors(tensors: dict[str, Tensor], path: str | Path,
                   metadata: Mapping | None = None) -> None:
     """A safetensors file, the same bytes each time; metadata that are not strings become JSON."""
-    text = {key: (value if isinstance(value, str) else json.dumps(value)).encode(
+    text = {str(key): (value if isinstance(value, str) else json.dumps(value, default=str)).encode(
         "utf-8", "replace").decode() for key, value in (metadata or {}).items()}
     with writing(path) as temporary:
-        save_file(tensors, temporary, {"format": "pt"} | text)
+        save_file(tensors, temporary, text | {"format": "pt"})
         _sort_metadata(temporary)
 
 
 def is_safetensors(path: Path) -> bool:
     """By content: people call such files .ckpt, and others .safetensors."""
     if not path.is_file():
-        raise UserError(f"{path}: no such file")
+        raise UserError(f"{path}: a folder; name a file in it" if path.is_dir() else
+                        f"{path}: no such file")
     with path.open("rb") as file:
         head = file.read(40)
     for start, what in NO_WEIGHTS.items():

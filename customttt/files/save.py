@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from ..lora import wrapped
 from ..model.clip import TextEncoder
 from ..model.model import Model
 from ..model.motion import MotionModule, positional_encoding
@@ -21,7 +22,11 @@ from .tokenizers import save_tokenizer
 
 
 def save_model(model: Model, folder: str | Path, dtype: torch.dtype = torch.float16) -> None:
-    """Write tokenizer/, text_encoder/, vae/, unet/ and, where there is one, motion_adapter/."""
+    """Write tokenizer/, text_encoder/, vae/, unet/ and, where there is one, motion_adapter/.
+    Raises ValueError for a model with LoRAs on it."""
+    for part in (model.unet, model.text_encoder):
+        if next(wrapped(part), None) is not None:
+            raise ValueError("the model has LoRAs on it: merge them first (merge_lora)")
     folder = Path(folder)
     save_tokenizer(model.tokenizer, folder / "tokenizer")
     save_text_encoder(model.text_encoder, folder, dtype)

@@ -33,7 +33,11 @@ def check_fps(path: str | Path, fps: float) -> None:
 
 
 def write_frames(frames: Tensor, path: str | Path, fps: float = 8) -> None:
-    """uint8 (f H W 3) -> a file of the format that the ending names. Raises UserError."""
+    """uint8 (f H W 3) -> a file of the format that the ending names. An .mp4 has even sides: of odd
+    ones the last row or column is left out. Raises UserError, and ValueError for other frames."""
+    if frames.dtype != torch.uint8 or frames.ndim != 4 or frames.shape[3] != 3 or not len(frames):
+        raise ValueError(f"frames: uint8 (f H W 3) with f at least 1; got {frames.dtype} "
+                         f"{tuple(frames.shape)}")
     check_ending(path)
     check_fps(path, fps)
     with writing(path) as temporary:
@@ -82,7 +86,7 @@ def _write_mp4(frames: Tensor, path: Path, fps: float) -> None:
     height, width = (side // 2 * 2 for side in frames.shape[1:3])
     with av.open(f"file:{path}", "w", format="mp4",
                  options={"movflags": "+faststart"}) as container:
-        stream = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(1000),
+        stream = container.add_stream("libx264", rate=Fraction(float(fps)).limit_denominator(1000),
                                       options={"crf": "16", "preset": "slow"})
         stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
         stream.codec_context.colorspace = Colorspace.ITU601     # said, so that no player guesses

@@ -49,7 +49,8 @@ class VAE(nn.Module):
         """
         z, deviation = self.posterior(pixels)
         if generator is not None:
-            z = z + deviation * torch.randn(z.shape, generator=generator).to(z)
+            z = z + deviation * torch.randn(
+                z.shape, generator=generator, dtype=torch.float32).to(z)
         return z * self.config.scale
 
     def decode(self, latents: Tensor) -> Tensor:

@@ -203,17 +203,17 @@ def verdicts(result: dict) -> list[str]:
             paper, here = papers[0] - papers[1], differences(result, a, b, metric)
             mean, half = interval(here)
             if abs(mean) > half:
-                said = ("**against the paper**" if mean * paper < 0 else "as the paper"
-                        if abs(mean - paper) <= half + PRINTED else "the paper's sign, but its size is "
-                        "outside the interval")
+                said = ("**against the paper**" if mean * paper < 0 else
+                        "as the paper" if abs(mean - paper) <= half + PRINTED else
+                        "the paper's sign, but its size is outside the interval")
             elif len(here) == 1:
                 said = "undecided: one group has no interval"
             elif abs(mean - paper) > half + PRINTED:
                 said = "**not found**: none shows, and the paper's is outside the interval"
             else:
+                groups = float(f"{number_to_tell(here, paper):.1g}")    # more digits it has not
                 said = (f"undecided; an interval too narrow to hold both 0 and the paper's "
-                        f"difference takes about {float(f'{number_to_tell(here, paper):.1g}'):,.0f} "
-                        f"groups")
+                        f"difference takes about {groups:,.0f} groups")
             found.append(f"{metric}, *{a}* minus *{b}*: {paper:+.3f} in the paper, "
                          f"{shown(here, '{:+.3f}')} here: {said}.")
     return found
