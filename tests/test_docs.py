@@ -22,11 +22,14 @@ FOREIGN = {"torch.compile": "PyTorch", "channels_last": "PyTorch", "torchrun": "
            "load_lora_weights": "diffusers", "save_lora_weights": "diffusers",
            "save_lora_adapter": "diffusers", "processor.to_q_lora": "a key of diffusers",
            "adapter_lora_path": "guoyww/AnimateDiff", "motion_module_lora_configs": "the same",
-           "alphas_cumprod": "a key of Stable Diffusion", "alpha_bar_t": "a symbol"}
+           "variant": "diffusers", "alphas_cumprod": "a key of Stable Diffusion",
+           "alpha_bar_t": "a symbol"}
 RECIPES = {name: stage.recipe for name, stage in STAGES.items()} | {"sampling": SAMPLING}
 FULL = {name: {key: setting.value for key, setting in recipe.full.items()}
         for name, recipe in RECIPES.items()}
-FOREIGN_FLAGS = {"--no-deps": "pip", "--nproc-per-node": "torchrun", "--standalone": "torchrun"}
+FOREIGN_FLAGS = {"--no-deps": "pip", "--nproc-per-node": "torchrun", "--standalone": "torchrun",
+                 "--local-dir": "hf", "--config": "scripts/animate.py of guoyww/AnimateDiff",
+                 "--pretrained-model-path": "the same"}
 
 
 def spans(text):

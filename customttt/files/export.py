@@ -23,7 +23,7 @@ Pairs = dict[str, dict[str, Tensor]]        # our name of a module -> its "down"
 
 
 def diffusers(pairs: Pairs) -> dict[str, Tensor]:
-    """peft's names with `unet.` before them: without it diffusers ignores the file, silently.
+    """peft's names with `unet.` before them: without it diffusers takes nothing from the file.
 
     Filled up with zeros to one rank: diffusers before 0.41 takes one alpha for all, and where ranks
     differ it scales the smaller ones up.
@@ -109,7 +109,7 @@ def export(lora: str | Path, target: str, output: str | Path | None = None) -> d
     path = find_lora(lora, "export")
     pairs = read_pairs(path)
     if target == "kohya" and any(lora_kind(name) == "temporal" for name in pairs):
-        raise UserError(f"{path}: adapts motion modules, which no tool reads from a kohya file; "
+        raise UserError(f"{path}: adapts motion modules, for which kohya has no names; "
                         f"use --to comfyui, which writes a file for each kind")
     if target == "animatediff" and any(pair["down"].ndim > 2 for pair in pairs.values()):
         raise UserError(f"{path}: adapts convolutions, which AnimateDiff's loader cannot read; use "
