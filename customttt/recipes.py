@@ -61,12 +61,12 @@ FRESH_LORA = {"rank": Setting(32, "supplement", "of the LoRA", below=4097)}
 LEAST_TIMESTEP = {"least_timestep": Setting(
     0, "open: AnimateDiff-MotionDirector draws from all",
     "training timesteps are drawn from here to 999", zero=True, below=TIMESTEPS)}
-TINY = {
+SMALL = {
     "size": Setting(64, "tiny: its world is 64 pixels wide"),
     "guidance": Setting(3.0, "tiny: docs/study.md"),
 }
 
-SAMPLING = Recipe(full=EVERYWHERE | FPS, tiny=TINY)
+SAMPLING = Recipe(full=EVERYWHERE | FPS, tiny=SMALL)
 
 SPATIAL = Recipe(
     full=EVERYWHERE | TRAINING | FRESH_LORA | {
@@ -77,7 +77,7 @@ SPATIAL = Recipe(
                               "images a step"),
         "frames": Setting(16, "as in sampling", "of the contact sheet, which shows eight at most"),
     },
-    tiny=TINY | {
+    tiny=SMALL | {
         "betas": Setting((0.98, 0.998), "tiny: the signs of noisy gradients, docs/study.md"),
         "learning_rate": Setting(1e-4, "tiny: docs/study.md"),
         "spatial_layers": Setting((1, 2, 6, 7, 8), "tiny: docs/study.md"),
@@ -92,7 +92,7 @@ TEMPORAL = Recipe(
         "debiased": Setting(True, "open: AnimateDiff-MotionDirector adds it",
                             "MotionDirector's appearance-debiased term"),
     },
-    tiny=TINY | {
+    tiny=SMALL | {
         "least_timestep": Setting(700, "tiny: motion is decided where noise is strong"),
         "steps": Setting(250, "tiny: the three stages are to take minutes on a CPU"),
         "rank": Setting(8, "tiny: docs/study.md"),
@@ -117,7 +117,7 @@ TTT = Recipe(
                                       "where the reference latents are noised to",
                                       choices=("uniform", "next")),
     },
-    tiny=TINY | {
+    tiny=SMALL | {
         "least_timestep": Setting(500, "tiny: motion is decided where noise is strong"),
         "learning_rate": Setting(1e-5, "tiny: at 1e-6 the student hardly moves, docs/study.md"),
         "reference_guidance": Setting(3.0, "tiny: as in sampling"),

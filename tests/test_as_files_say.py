@@ -554,3 +554,46 @@ def test_an_mp4_holds_every_speed_that_is_allowed(tmp_path, fps):
     write_frames(gradient(4, 32, 32), tmp_path / "a.mp4", fps)
     with av.open(str(tmp_path / "a.mp4")) as container:
         assert abs(float(container.streams.video[0].average_rate) / fps - 1) < 1e-5
+
+
+@converted
+@pytest.mark.parametrize("primaries, from_709", [(9, BT709_TO_2020), (1, torch.eye(3))])
+def test_wide_primaries_of_a_common_video_are_followed(tmp_path, primaries, from_709):
+    """BT.2020 without HDR: as it is, the red would be 33 levels paler."""
+    light = ((torch.tensor((200, 90, 60)) / 255 + 0.099) / 1.099) ** (1 / 0.45)
+    signal = ((1.099 * (from_709 @ light) ** 0.45 - 0.099) * 65535).round().to(torch.int32)
+    frame = av.VideoFrame(64, 64, "rgb48le")
+    frame.planes[0].update(struct.pack("<3H", *signal.tolist()) * 64 * 64)
+    with av.open(str(tmp_path / "a.mkv"), "w") as container:
+        stream = container.add_stream("ffv1", rate=4)
+        stream.width, stream.height, stream.pix_fmt = 64, 64, "yuv444p10le"
+        stream.codec_context.color_trc, stream.codec_context.color_primaries = 1, primaries
+        stream.codec_context.colorspace, stream.codec_context.color_range = 1, 1
+        ready = frame.reformat(format="yuv444p10le", dst_colorspace=1, dst_color_range=1)
+        ready.pts = 0
+        container.mux(stream.encode(ready))
+        container.mux(stream.encode())
+    assert has(read_video(tmp_path / "a.mkv", 1, 8, 16)[:, 0], (200, 90, 60), 12)
+
+
+def test_a_gif_without_delays_plays_as_in_a_browser(tmp_path):
+    """A tenth of a second a frame, where it says one hundredth or nothing."""
+    frames = numbered(8, (32, 32))
+    for delay in (0, 10):
+        frames[0].save(tmp_path / "a.gif", save_all=True, append_images=frames[1:], duration=delay)
+        assert numbers(read_video(tmp_path / "a.gif", 8, 10, 32)) == list(range(8))
+
+
+def test_adobe_rgb_that_exif_alone_tells_is_said(tmp_path):
+    exif = Image.Exif()
+    exif.get_ifd(0x8769)[0xA005] = {1: "R03"}
+    Image.new("RGB", (40, 40), RED).save(tmp_path / "a.jpg", exif=exif, quality=95)
+    with pytest.warns(UserWarning, match=r"a\.jpg: in Adobe RGB without a profile"):
+        read_image(tmp_path / "a.jpg", 16)
+
+
+def test_frames_that_are_too_large_are_refused(tmp_path, monkeypatch):
+    write_clip(tmp_path / "a.mp4", numbered(8))
+    monkeypatch.setattr("customttt.media.videos.MOST_PIXELS", 64 * 48 - 1)
+    with pytest.raises(UserError, match=r"a\.mp4: frames of 64 x 48 pixels are more than is read"):
+        read_video(tmp_path / "a.mp4", 1, 8, 16)

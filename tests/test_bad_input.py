@@ -282,6 +282,17 @@ def test_ttt_with_a_motion_prompt_that_has_no_is(call, place):
     assert code == 0
 
 
+@pytest.mark.parametrize("kind", ["spatial", "temporal"])
+@pytest.mark.parametrize("lacking", ["layers", "prompt", "rank"])
+def test_ttt_with_a_lora_that_does_not_say_enough(call, place, kind, lacking):
+    file = place / "stages" / kind / "adapter.safetensors"
+    told = {"kind": kind, f"{kind}_layers": "[2]", "prompt": "a bear is lifting", "rank": "4"}
+    lacking = f"{kind}_layers" if lacking == "layers" else lacking
+    save_file(load_file(file), file, {key: told[key] for key in told if key != lacking})
+    assert_refused(call("ttt"), f"--{kind} {file}", f"lacks {lacking}; run --stage {kind} again")
+    assert written(place) == []
+
+
 # Flags
 
 @pytest.mark.parametrize("command, flags, words", [
@@ -302,6 +313,7 @@ def test_ttt_with_a_motion_prompt_that_has_no_is(call, place):
     ("spatial", "--learning-rate inf", ["--learning-rate inf", "less than"]),
     ("temporal", "--frames 33", ["--frames 33", "at most 32"]),
     ("spatial", "--checkpoint-every 0", ["--checkpoint-every", "at least 1"]),
+    ("spatial", "--sheet-every -1", ["--sheet-every", "at least 0"]),
     ("spatial", "--reference-noise one", ["--reference-noise", "not a flag of --stage spatial"]),
     ("ttt", "--rank 8", ["--rank", "leave it out"]),
     ("ttt", "--reference-timestep next --reference-steps 2", ["--reference-steps 2"]),

@@ -157,10 +157,10 @@ def test_what_sample_py_is_told_reaches_the_sampler_and_the_file(trained, model_
     for loras in (("spatial", "temporal"), ("temporal", "spatial")):
         monkeypatch.setattr(sys, "argv", [
             "sample.py", "--model", str(model_folder), *SIZES, "--negative-prompt", "a fish",
-            "--fps", "5", "--seed", "3", "--lora", *(f"output/{name}" for name in loras)])
+            "--fps", "5", "--seed", "3", "--guidance", "4",
+            "--lora", *(f"output/{name}" for name in loras)])
         sample.main()
-    guidance = asked[0][2]
-    assert asked == [(prompt, 2, guidance, 3, 64, 3, "a fish") for prompt in (
+    assert asked == [(prompt, 2, 4.0, 3, 64, 3, "a fish") for prompt in (
         "a man is lifting", "a bear")] and rates == [5, 5]
 
 
@@ -316,3 +316,19 @@ def test_a_prompt_in_a_lora_is_held_to_the_same_rules(model_folder, tmp_path, mo
         monkeypatch.setattr(sys, "argv", [*flags, "--prompt", "a bear"])
         sample.main()
     assert (tmp_path / "a.png").exists()
+
+
+def test_a_resumed_default_run_keeps_what_later_stages_have(monkeypatch, tmp_path):
+    """Ctrl-C in the last stage: with --resume the first two end at once, and the last goes on."""
+    gone = []
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(train, "train", lambda stage, args, outdated: gone.append(
+        (stage.name, args.resume, [*outdated])) or True)
+    for name, kind, done in (("spatial", "spatial", 2), ("ttt", "joined", 1)):
+        (tmp_path / "output" / name).mkdir(parents=True)
+        torch.save({"step": done, "skipped": 0, "parameters": {}, "run": {
+            "steps": 2, "kind": kind}}, tmp_path / "output" / name / "checkpoint.pt")
+    monkeypatch.setattr(sys, "argv", ["train.py", "--resume"])
+    train.main()
+    assert gone == [("spatial", True, [Path("output/temporal/checkpoint.pt")]),
+                    ("temporal", False, []), ("ttt", True, [])]

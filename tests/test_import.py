@@ -572,3 +572,15 @@ def test_sample_says_what_was_applied(tmp_path, model_folder):
     assert done.returncode == 0, done.stderr
     assert "motion module: version 3, at most 32 frames" in done.stdout
     assert f"{path}: 2 tensors applied at scale 0.8" in done.stdout
+
+
+def test_sample_says_what_a_lora_was_trained_on_and_what_is_left_out(tmp_path, model, capsys):
+    stem, file = PEFT.removeprefix("unet."), tmp_path / "a.safetensors"
+    save_file({f"{stem}.lora_A.weight": torch.ones(2, 96),
+               f"{stem}.lora_B.weight": torch.ones(96, 2),
+               "bundle_emb.my_cat.string_to_param.*": torch.zeros(1, 96)}, file,
+              {"base_model": "another", "prompt": "a bear"})
+    assert apply_loras(model, [file], motion=True) == "a bear"
+    said = capsys.readouterr().out
+    assert f"{file}: its embedding my_cat is left out: this code uses none\n" in said
+    assert f"{file}: was trained on another, is used on tiny\n" in said

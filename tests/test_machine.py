@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import subprocess
 import sys
+from argparse import Namespace
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -20,6 +21,7 @@ from customttt.files.random_model import random_model
 from customttt.media.find import caption_beside
 from customttt.model.config import ANIMATEDIFF_V3
 from customttt.recipes import SPATIAL, TEMPORAL
+from customttt.run import loop, options
 from customttt.run.lock import locked
 from customttt.run.memory import estimate, total
 from customttt.run.options import say_base
@@ -424,3 +426,29 @@ def test_a_lora_of_another_base_is_said(tmp_path, capsys):
         f"{tmp_path / 'a'}: was trained on other, is used on tiny\n"
         f"{tmp_path / 'd'}: was trained with a motion module of version 2, is used with version 3; "
         f"give the same with --motion-module or --motion-version\n")
+
+
+def test_a_fault_of_the_code_is_no_sentence_on_memory(tmp_path, capsys):
+    def fault():
+        raise RuntimeError("the sizes of tensors must match")
+    with pytest.raises(RuntimeError, match="sizes of tensors"):
+        run_command(fault)
+    with pytest.raises(SystemExit) as end:
+        run_command(lambda: open(tmp_path / "none"))
+    assert end.value.code == 2
+    assert capsys.readouterr().err == f"error: {tmp_path / 'none'}: No such file or directory\n"
+
+
+@pytest.mark.parametrize("device, given, used", [
+    ("cpu", None, "fp32"), ("cpu", "bf16", "bf16"), ("cuda", None, "fp16"),
+    ("cuda", "fp32", "fp32")])
+def test_the_precision_of_a_command(monkeypatch, device, given, used):
+    """The supplement's on a GPU, unless it is given; the weights are in it."""
+    loaded = []
+    monkeypatch.setattr(options, "device_named", torch.device)
+    monkeypatch.setattr(options, "load_model",
+                        lambda *of, **_: loaded.append(of) or random_model())
+    args = Namespace(device=device, precision=given, seed=0, model="m", motion_module=None,
+                     motion_version=None, vae=None)
+    assert options.open_model(args)[1] == used
+    assert loaded == [("m", None, torch.device(device), loop.DTYPES[used])]

@@ -2,16 +2,19 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
-from diffusers import MotionAdapter, UNet2DConditionModel, UNetMotionModel
+from diffusers import AutoencoderKL, MotionAdapter, UNet2DConditionModel, UNetMotionModel
 from safetensors.torch import load_file, save_file
 from test_loading import (folder, model, model_folder, original_motion, refused, save_as,   # noqa
                           single_file, small_sd15)
+from transformers import CLIPTextModel
 
 from customttt import load_lora, load_model
+from customttt.files.configs import text_config, unet_config, vae_config
 from customttt.files.diagnose import kind_of
 from customttt.files.export import TARGETS, export
 from customttt.files.load import WEIGHTS
@@ -20,7 +23,9 @@ from customttt.files.random_model import random_model
 from customttt.files.save import save_model
 from customttt.files.tokenizers import read_tokenizer
 from customttt.lora import add_lora
+from customttt.model.config import SD15_TEXT, SD15_UNET, SD15_VAE
 from customttt.model.tokenizer import START
+from customttt.model.vae import VAE
 
 STEM = "mid_block.attentions.0.transformer_blocks.0.attn1.to_q"
 
@@ -358,3 +363,76 @@ def test_two_files_of_one_lora_are_the_same_bytes(tmp_path, model):
         twice = [{p.name: p.read_bytes() for p in export(files[0], target, tmp_path / f"out {k}")}
                  for k in range(2)]
         assert twice[0] == twice[1]
+
+
+def test_a_folder_that_diffusers_and_transformers_saved(folder, model):
+    """With every entry that they write today, most of them None."""
+    for part, kind in (("unet", UNet2DConditionModel), ("vae", AutoencoderKL),
+                       ("text_encoder", CLIPTextModel), ("motion_adapter", MotionAdapter)):
+        before = len(json.loads((folder / part / "config.json").read_text()))
+        kind.from_pretrained(folder / part).save_pretrained(folder / part)
+        assert len(json.loads((folder / part / "config.json").read_text())) > before
+    assert same(load_model(folder), model)
+    assert load_model(folder).vae.config == model.vae.config
+
+
+def test_stable_diffusion_15s_own_configs():
+    """As published, written by diffusers 0.6.0: no scaling_factor."""
+    cross, up = "CrossAttnDownBlock2D", "CrossAttnUpBlock2D"
+    assert unet_config({
+        "_class_name": "UNet2DConditionModel", "_diffusers_version": "0.6.0", "act_fn": "silu",
+        "attention_head_dim": 8, "block_out_channels": [320, 640, 1280, 1280],
+        "center_input_sample": False, "cross_attention_dim": 768,
+        "down_block_types": [cross, cross, cross, "DownBlock2D"], "downsample_padding": 1,
+        "flip_sin_to_cos": True, "freq_shift": 0, "in_channels": 4, "layers_per_block": 2,
+        "mid_block_scale_factor": 1, "norm_eps": 1e-05, "norm_num_groups": 32, "out_channels": 4,
+        "sample_size": 64, "up_block_types": ["UpBlock2D", up, up, up]},
+        SD15_UNET.motion, "") == SD15_UNET
+    assert vae_config({
+        "_class_name": "AutoencoderKL", "_diffusers_version": "0.6.0", "act_fn": "silu",
+        "block_out_channels": [128, 256, 512, 512], "down_block_types": ["DownEncoderBlock2D"] * 4,
+        "in_channels": 3, "latent_channels": 4, "layers_per_block": 2, "norm_num_groups": 32,
+        "out_channels": 3, "sample_size": 512, "up_block_types": ["UpDecoderBlock2D"] * 4},
+        "") == SD15_VAE
+    assert text_config({
+        "architectures": ["CLIPTextModel"], "attention_dropout": 0.0, "bos_token_id": 0,
+        "dropout": 0.0, "eos_token_id": 2, "hidden_act": "quick_gelu", "hidden_size": 768,
+        "initializer_factor": 1.0, "initializer_range": 0.02, "intermediate_size": 3072,
+        "layer_norm_eps": 1e-05, "max_position_embeddings": 77, "model_type": "clip_text_model",
+        "num_attention_heads": 12, "num_hidden_layers": 12, "pad_token_id": 1,
+        "projection_dim": 768, "torch_dtype": "float32", "vocab_size": 49408}, "") == SD15_TEXT
+
+
+@pytest.mark.parametrize("part, entry, value", [
+    ("unet", "flip_sin_to_cos", False), ("unet", "freq_shift", 1), ("unet", "act_fn", "gelu"),
+    ("unet", "center_input_sample", True), ("unet", "downsample_padding", 0),
+    ("unet", "mid_block_scale_factor", 2), ("unet", "dual_cross_attention", True),
+    ("unet", "only_cross_attention", True), ("unet", "resnet_time_scale_shift", "scale_shift"),
+    ("unet", "class_embed_type", "timestep"), ("unet", "encoder_hid_dim", 8),
+    ("unet", "addition_embed_type", "text"), ("unet", "transformer_layers_per_block", 2),
+    ("unet", "down_block_types", ["DownBlock2D"] * 4),
+    ("unet", "up_block_types", ["UpBlock2D"] * 4),
+    ("vae", "use_post_quant_conv", False), ("vae", "mid_block_add_attention", False),
+    ("vae", "latents_mean", [0.0] * 4),
+    ("motion_adapter", "motion_transformer_layers_per_block", 2),
+    ("motion_adapter", "motion_mid_block_layers_per_block", 2)])
+def test_no_entry_that_changes_what_is_computed_is_passed_over(folder, part, entry, value):
+    file = change(folder / part / "config.json", **{entry: value})
+    refused(lambda: load_model(folder), file, f"{entry} is")
+
+
+@pytest.mark.parametrize("part, entry, parts", [
+    ("unet", "attention_head_dim", "attention heads"), ("unet", "norm_num_groups", "groups"),
+    ("vae", "norm_num_groups", "groups"),
+    ("text_encoder", "num_attention_heads", "attention heads"),
+    ("motion_adapter", "motion_num_attention_heads", "attention heads of the motion module")])
+def test_widths_are_divisible(folder, part, entry, parts):
+    change(folder / part / "config.json", **{entry: 3})
+    refused(lambda: load_model(folder), "cannot be divided into 3 " + parts)
+
+
+def test_a_vae_of_other_latents_is_of_another_model(tmp_path):
+    model = random_model()
+    model.vae = VAE(replace(model.vae.config, latent_channels=8))
+    save_model(model, tmp_path / "m")
+    refused(lambda: load_model(tmp_path / "m"), tmp_path / "m", "4 latent channels, its VAE 8")

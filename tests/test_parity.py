@@ -173,7 +173,7 @@ def test_clip_towers():
 
 # ------------------------------------------------------------------ the UNet
 
-@pytest.mark.parametrize("version", [None, 3])
+@pytest.mark.parametrize("version", [None, 1, 3])
 def test_image_unet(version):
     """Without motion modules, and with them taken out at the call."""
     ours, inputs = perturbed(random_model(version).unet), clip_inputs()
@@ -477,3 +477,29 @@ def test_lora_on_switches_exactly_the_named():
                 put_lora(others, name, kept, rank=4).load_state_dict(each.loras[kept].state_dict())
         assert torch.equal(inside, others(*inputs))
     assert torch.equal(unet(*inputs), everything)
+
+
+# ------------------------------------------------------------------ shapes that do not fit
+
+@pytest.mark.parametrize("latents, timesteps, text, words", [
+    ((2, 4, 3, 8, 8), (1,), (2, 7, 32), "timesteps"),
+    ((2, 4, 3, 8, 8), (), (2, 7, 32), "timesteps"),
+    ((2, 4, 3, 8, 8), (2,), (1, 7, 32), "text"), ((2, 4, 3, 8, 8), (2,), (6, 7, 32), "text"),
+    ((2, 4, 3, 12, 8), (2,), (2, 7, 32), "latents"), ((2, 4, 8, 8), (2,), (2, 7, 32), "latents"),
+    ((2, 4, 3, 8, 8), (2,), (8, 2, 7, 32), "one a layer")])
+def test_a_unet_says_what_does_not_fit(latents, timesteps, text, words):
+    """One timestep for two clips would make one clip of the two."""
+    texts = list(torch.zeros(text)) if len(text) == 4 else torch.zeros(text)
+    with pytest.raises(ValueError, match=words):
+        random_model().unet(torch.zeros(latents), torch.zeros(timesteps), texts)
+
+
+def test_vae_and_text_encoder_say_what_does_not_fit():
+    model = random_model()
+    for shape in ((1, 3, 60, 64), (1, 1, 64, 64), (3, 64, 64)):
+        with pytest.raises(ValueError, match=r"pixels: \(n 3 H W\) with H and W divisible by 8"):
+            model.vae.encode(torch.zeros(shape))
+    with pytest.raises(ValueError, match=r"latents: \(n 4 h w\); got \(1, 4, 2, 8, 8\)"):
+        model.vae.decode(torch.zeros(1, 4, 2, 8, 8))
+    with pytest.raises(ValueError, match="ids: .* at most 77"):
+        model.text_encoder(torch.zeros(1, 78, dtype=torch.long))

@@ -1,5 +1,7 @@
 """The steps of the three stages: what runs, what is on, what gets gradients, what moves."""
 
+import inspect
+
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -13,9 +15,11 @@ from customttt.files.lora_files import load_lora, save_lora
 from customttt.files.reading import read_metadata
 from customttt.files.save import save_model
 from customttt.lion import Lion
-from customttt.lora import LoRA, add_lora, lora_on, lora_parameters, targets, wrapped
+from customttt.lora import (LoRA, add_lora, lora_on, lora_parameters, merge_lora, targets,
+                            wrapped)
 from customttt.losses import debias, noise_loss, preservation_loss
-from customttt.recipes import SPATIAL, TEMPORAL, TTT
+from customttt.media.clips import write_frames
+from customttt.recipes import SAMPLING, SPATIAL, TEMPORAL, TTT
 from customttt.run.data import Texts
 from customttt.run.loop import autocast
 from customttt.run.stage import train_only
@@ -519,3 +523,52 @@ def test_the_negative_prompt_counts(model):
                                negative_prompt=negative)
         return z
     assert not torch.allclose(sampled(""), sampled("a red ball"), atol=1e-3)
+
+
+def test_the_join_has_its_prompts_and_its_noise_since_the_reference(model, monkeypatch):
+    """Each teacher reads its own prompt, the student the target; with --reference-timestep next
+    both references stand at 801, and the student is to find what was added since."""
+    _, step = a_step(model, "ttt", reference_timestep="next", reference_steps=1)
+    target, appearance, motion, empty = model.encode_text(
+        ["a star is moving", "a star", "a thing is moving", ""]).split(1)
+    ends, read, losses = [], [], []
+    monkeypatch.setattr("customttt.stages.ddim", lambda unet, x, text, empty, *of, motion, t_end:
+                        ends.append(t_end) or read.append((text, empty)) or iter([x]))
+    monkeypatch.setattr("customttt.stages.preservation_loss",
+                        lambda unet, z, c, eps, t, t_ref=-1: losses.append((c, t.item(), t_ref)))
+    step(Draws(0), lambda loss: None)
+    assert ends == [801, 801] and [each[1:] for each in losses] == [(901, 801)] * 2
+    for (text, none), right in zip(read, (appearance, motion)):
+        assert torch.equal(text, right) and torch.equal(none, empty)
+    assert all(torch.equal(c, target) for c, _, _ in losses)
+
+
+def test_a_loaded_model_is_in_eval_mode(model):
+    """So that a LoRA that is put on it has no dropout where it samples."""
+    assert not any(each.training for part in (model.unet, model.vae, model.text_encoder)
+                   for each in part.modules())
+
+
+def test_loras_merge_into_half_precision_by_way_of_fp32(model):
+    put_loras(model, "spatial")
+    model.unet.bfloat16()
+    target, wrapper = next(wrapped(model.unet))
+    base, lora = wrapper.base.weight.float(), wrapper.loras["spatial"]
+    expected = (base + lora.up.weight.float() @ lora.down.weight.float()).bfloat16()
+    merge_lora(model.unet)
+    assert torch.equal(model.unet.get_submodule(target).weight, expected)
+    assert all(p.dtype == torch.bfloat16 for p in model.unet.parameters())
+
+
+def test_what_is_not_given_from_python_is_the_supplements():
+    def defaults(function) -> dict:
+        return {name: each.default for name, each in inspect.signature(function).parameters.items()}
+    sampling = {name: setting.value for name, setting in SAMPLING.full.items()}
+    assert defaults(sample_latents).items() >= {
+        "steps": sampling["sampling_steps"], "seed": 0, "motion": True,
+        **{name: sampling[name] for name in ("guidance", "frames", "size")}}.items()
+    assert defaults(write_frames)["fps"] == sampling["fps"]
+    stage = {name: setting.value for name, setting in SPATIAL.full.items()}
+    assert defaults(add_lora).items() >= {name: stage[name] for name in ("rank", "dropout")}.items()
+    assert defaults(Lion)["betas"] == stage["betas"]
+    assert defaults(Lion)["weight_decay"] == stage["weight_decay"]

@@ -6,6 +6,7 @@ import shutil
 import signal
 import sys
 from argparse import Namespace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -32,7 +33,7 @@ from customttt.media.videos import read_video
 from customttt.paper.cache import parsed
 from customttt.recipes import SPATIAL, TEMPORAL, TTT
 from customttt.run import checkpoint, loop, sheet
-from customttt.run.data import encode, joined_prompts, prompts_of, read_clips
+from customttt.run.data import encode, joined_prompts, kept_row, prompts_of, read_clips
 from customttt.run.stage import Stage, train_only
 from customttt.stages import STAGES, spatial_step, temporal_step
 from customttt.tiny.study.scores import palette
@@ -752,3 +753,87 @@ def test_groups_have_their_own_rates(model, tmp_path):
     loop.fit(run, resume=False)
     moved = [(p - b).abs().max().item() for p, b in zip(parameters, before)]
     assert moved[0] == 0 and moved[1:] == pytest.approx([0.5] * (len(parameters) - 1), abs=1e-6)
+
+
+def test_resume_refuses_other_images_under_the_same_words(run_stage, data, tmp_path):
+    """And does not draw them into data.png."""
+    shutil.copytree(data / "bear", tmp_path / "bear")
+    flags = ("--data", tmp_path / "bear", "--prompt", "a bear")
+    run_stage("spatial", tmp_path / "run", "--steps", "1", *flags)
+    before = (tmp_path / "run" / "data.png").read_bytes()
+    write_frames(gradient(1, 64, 64).flip(1), tmp_path / "bear" / "0.png")
+    with pytest.raises(UserError, match="was started with other data or prompts; give the same"):
+        run_stage("spatial", tmp_path / "run", "--steps", "2", "--resume", *flags)
+    assert (tmp_path / "run" / "data.png").read_bytes() == before
+
+
+def test_every_part_counts_in_the_checksum(model):
+    before = model.checksum()
+    for part in (model.text_encoder, model.vae, model.unet.layers[0].spatial_transformers,
+                 model.unet.layers[0].motion_modules):
+        weight = next(part.parameters())
+        kept = weight.detach().clone()
+        weight.data.view(-1)[0] += 1
+        assert model.checksum() != before
+        weight.data.copy_(kept)
+    assert model.checksum() == before
+
+
+def test_frames_stay_with_their_clip(model):
+    pixels = torch.rand(2, 3, 3, 64, 64) * 2 - 1
+    z = encode(model, pixels, seed=0)
+    with torch.no_grad():
+        for clip, latents in zip(pixels, z):
+            mean = model.vae.encode(rearrange(clip, "c f h w -> f c h w"))
+            assert (rearrange(latents, "c f h w -> f c h w") - mean).abs().mean() < 0.1 * mean.std()
+
+
+@pytest.mark.parametrize("stage", ["spatial", "temporal"])
+def test_the_dropout_of_a_fresh_lora_is_as_given(run_stage, tmp_path, monkeypatch, stage):
+    seen = []
+    monkeypatch.setattr("customttt.run.train.fit", lambda run, resume: seen.extend(
+        lora.dropout.p for _, each in wrapped(run.module) for lora in each.loras.values())
+        or (True, False))
+    run_stage(stage, tmp_path, "--dropout", "0.25")
+    assert set(seen) == {0.25}
+
+
+@pytest.mark.parametrize("fps, shown", [(60.0, 20), (0.005, 100_000)])
+def test_a_sheet_is_drawn_at_a_rate_that_a_gif_can_hold(model, tmp_path, monkeypatch, fps, shown):
+    monkeypatch.setattr(sheet, "ddim", lambda unet, noise, *_: iter([noise]))
+    settings = {"frames": 2, "size": 32, "sampling_steps": 1, "guidance": 1.0, "fps": fps}
+    sheet.sheet_writer(model, "a star", settings, 0, ((),), [], True)(tmp_path / "a.png")
+    with Image.open(tmp_path / "a.gif") as image:
+        assert image.info["duration"] == shown
+
+
+def test_in_fp16_the_scale_comes_down_until_the_gradient_is_finite(model, tmp_path):
+    """65536 times 4 is more than fp16 holds; three halvings later it is not. The optimizer sees the
+    gradient itself."""
+    p = add_lora(model.unet, "temporal", (2,), rank=2)[0]
+    run = run_of(model, tmp_path, lambda draws, backward: backward(
+        (4 * p.half()).sum().float()), steps=1, weight_decay=0.0)
+    loop.fit(replace(run, precision="fp16"), resume=False)
+    content = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
+    assert log(tmp_path)[0]["skipped"] == 3 and content["scaler"]["scale"] == 2 ** 13
+    [state] = content["optimizer"]["state"].values()
+    assert torch.allclose(state["m"], torch.full_like(p, 4 * (1 - 0.99)), rtol=1e-3)
+
+
+def test_the_join_says_what_its_loras_were_trained_on(model, adapters, tmp_path, capsys):
+    args = Namespace(spatial=adapters / "spatial", temporal=adapters / "temporal", output=tmp_path,
+                     prompt=None, appearance_prompt=None, motion_prompt=None)
+    model.name = "another"
+    STAGES["ttt"].prepare(model, TTT.values(model.unet), args)
+    assert capsys.readouterr().out.count(": was trained on tiny, is used on another\n") == 2
+
+
+def test_a_row_above_the_sheet_that_cannot_be_drawn_is_said(tmp_path):
+    lora, row = tmp_path / "adapter.safetensors", tmp_path / "data.png"
+    write_frames(gradient(3, 8, 8), row)
+    [kept] = kept_row(lora)
+    assert torch.equal(kept, gradient(3, 8, 8))
+    for spoil in (lambda: Image.new("RGB", (20, 8)).save(row), lambda: row.write_bytes(b"none")):
+        spoil()
+        with pytest.warns(UserWarning, match=r"data\.png: not drawn"):
+            assert kept_row(lora) == []

@@ -8,12 +8,12 @@ import os
 from pathlib import Path
 
 from ..errors import UserError
-from ..recipes import EVERYWHERE, TINY, Recipe
+from ..recipes import EVERYWHERE, SMALL, Recipe
 from ..run.options import (add_model_flags, add_recipe_flags, chosen_settings, device_named,
                            open_model, require_motion)
 from .cache import OUTPUT
 
-SAMPLED = Recipe(EVERYWHERE, TINY)     # what a clip is sampled with
+SAMPLED = Recipe(EVERYWHERE, SMALL)     # what a clip is sampled with
 COUNTS = ("prompts", "number", "combinations", "steps")     # flags, in one or another
 
 
