@@ -116,7 +116,8 @@ def check_name(module: nn.Module, found: Iterable[str], name: str) -> None:
     """Raise ValueError, before anything is put on the submodules `found`, where one of them has a
     LoRA of that name, or none can have it."""
     if not name or "." in name or hasattr(nn.ModuleDict(), name):
-        raise ValueError(f"LoRA name {name!r}: without a dot, and none of PyTorch's own words")
+        raise ValueError(f"{name!r} cannot be the name of a LoRA: it has a dot, or is a word of "
+                         f"PyTorch's own; give another")
     for target in found:
         if name in getattr(module.get_submodule(target), "loras", ()):
             raise ValueError(f"{target} has a LoRA {name!r} already: give this one another name")
@@ -124,7 +125,9 @@ def check_name(module: nn.Module, found: Iterable[str], name: str) -> None:
 
 def put_lora(module: nn.Module, target: str, name: str, rank: int, dropout: float = 0.0,
              scale: float = 1.0) -> LoRA:
-    """Put a LoRA called `name` on the submodule `target`, wrapped if it is not yet, and on."""
+    """Put a LoRA called `name` on the submodule `target`, wrapped if it is not yet, and on.
+    Raises ValueError as `check_name` does."""
+    check_name(module, [target], name)
     owner, _, leaf = target.rpartition(".")
     there = module.get_submodule(target)
     wrapper = there if isinstance(there, WithLoRA) else WithLoRA(there)

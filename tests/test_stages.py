@@ -4,7 +4,7 @@ import inspect
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from customttt import diffusion
@@ -405,14 +405,32 @@ def test_a_lora_that_cannot_be_put_leaves_the_unet_as_it_was(model, layers, rank
     assert list(model.unet.state_dict()) == before
 
 
+def test_a_lora_file_that_cannot_be_put_leaves_both_as_they_were(model, tmp_path):
+    """Its name is taken on the text encoder, and free on the UNet."""
+    file, stem = tmp_path / "a.safetensors", "lora_te_text_model_encoder_layers_0_self_attn_q_proj"
+    put_loras(model, "spatial")
+    save_lora(model.unet, file)
+    width = model.text_encoder.config.width
+    save_file(load_file(file) | {f"{stem}.lora_down.weight": torch.ones(2, width),
+                                 f"{stem}.lora_up.weight": torch.ones(width, 2)}, file)
+    load_lora(model.unet, file, name="first", text_encoder=model.text_encoder)
+    merge_lora(model.unet)
+    with pytest.raises(ValueError, match="has a LoRA 'first' already"):
+        load_lora(model.unet, file, name="first", text_encoder=model.text_encoder)
+    assert not list(wrapped(model.unet))
+
+
 def test_the_default_dtype_changes_nothing(model):
     before = list(sample_latents(model, "a star", steps=1, frames=2, size=32, seed=3))
     noise = Draws(3).noise((2, 2), torch.device("cpu"))
+    pixels = random(1, 3, 32, 32)
+    z = model.vae.encode(pixels, torch.Generator().manual_seed(0))
     try:
         torch.set_default_dtype(torch.float64)
         after = list(sample_latents(model, "a star", steps=1, frames=2, size=32, seed=3))
         assert Draws(3).noise((2, 2), torch.device("cpu")).equal(noise)
         assert add_lora(model.unet, "spatial", (2,), rank=4)[0].dtype == torch.float32
+        assert model.vae.encode(pixels, torch.Generator().manual_seed(0)).allclose(z, atol=1e-5)
     finally:
         torch.set_default_dtype(torch.float32)
     assert after[0].dtype == torch.float32 and torch.allclose(before[0], after[0], atol=1e-5)
@@ -425,6 +443,13 @@ def test_a_compiled_unet_saves_and_loads_as_the_plain_one(model, tmp_path):
         save_lora(unet, tmp_path / f"{name}.safetensors")
     assert (tmp_path / "a.safetensors").read_bytes() == (tmp_path / "b.safetensors").read_bytes()
     assert load_lora(compiled, tmp_path / "a.safetensors").tensors > 0
+    fresh = load_model("weights/tiny")
+    fresh.unet = torch.compile(fresh.unet, backend="eager")
+    save_model(fresh, tmp_path / "m", torch.float32)
+    assert load_model(tmp_path / "m").checksum() == load_model("weights/tiny").checksum()
+    save_file({f"_orig_mod.{key}": tensor for key, tensor in load_file(
+        tmp_path / "a.safetensors").items()}, tmp_path / "c.safetensors")
+    assert load_lora(fresh.unet, tmp_path / "c.safetensors").tensors > 0
 
 
 def test_metadata_may_hold_what_json_does_not(model, tmp_path):

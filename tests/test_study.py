@@ -184,6 +184,8 @@ def test_what_metrics_are_worth(call, model_folder):
     assert rows["still"]["consistency"] == pytest.approx(1, abs=1e-4)
     assert rows["backwards"]["true motion"] < 0.5 < 0.9 < rows["after the VAE"]["true motion"]
     assert rows["another subject"]["true motion"] > 0.9 > rows["another subject"]["true identity"]
+    assert rows["another subject"]["true identity"] < rows["a plain ball"]["true identity"] < 0.9
+    assert rows["a plain ball"]["true motion"] > 0.9
     assert rows["another path"]["true identity"] > 0.9 > rows["another path"]["true motion"]
     found = result["correlations"]
     assert found.keys() == {*tables.METRICS, "motion fidelity (published)", "CLIP-T (truth)"}

@@ -2,7 +2,6 @@
 
 import contextlib
 import errno
-import functools
 import os
 import tempfile
 from pathlib import Path
@@ -10,6 +9,8 @@ from pathlib import Path
 from .command import UserError
 
 UNFINISHED = ".writing-"        # how the names of files begin that are being written
+UMASK = os.umask(0)     # asked by setting it: now, while no other thread writes a file
+os.umask(UMASK)
 
 
 @contextlib.contextmanager
@@ -33,7 +34,7 @@ def writing(path: str | Path):
         with open(temporary, "rb+") as written:       # Windows flushes only what may be written
             os.fsync(written.fileno())
         with contextlib.suppress(OSError):              # a network drive may not know it
-            os.chmod(temporary, 0o666 & ~_umask())      # mkstemp's 0600 would hide it from others
+            os.chmod(temporary, 0o666 & ~UMASK)      # mkstemp's 0600 would hide it from others
         os.replace(temporary, target)
     except Exception as error:
         reason = _disk_reason(error)
@@ -67,13 +68,6 @@ def clear_leftovers(folder: Path) -> None:
     for path in folder.glob(f"{UNFINISHED}*"):
         with contextlib.suppress(OSError):
             path.unlink()
-
-
-@functools.cache        # asked once: while it is asked, another thread's files would have none
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
 
 
 def _disk_reason(error: Exception) -> str | None:

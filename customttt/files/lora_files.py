@@ -99,7 +99,7 @@ def save_lora(unet: UNet, path: str | Path, metadata: dict | None = None,
             tensors[f"{target}.lora_down.weight"] = down.cpu().contiguous()
             tensors[f"{target}.lora_up.weight"] = up.cpu().contiguous()
     if not tensors:
-        called = "" if names is None else f" called {' or '.join(sorted(names))}"
+        called = f" called {' or '.join(sorted(names))}" if names else ""
         raise ValueError(f"no LoRA{called} to save; the UNet has {sorted(there) or 'none'}")
     write_tensors(tensors, path, metadata)
 
@@ -112,13 +112,13 @@ def load_lora(unet: UNet, path: str | Path, scale: float = 1.0, name: str | None
     with text-encoder tensors needs `text_encoder`. `dropout` is for training on. Nothing is ignored
     silently: what does not apply raises UserError or is in the returned file's `notes`.
     """
-    unet = uncompiled(unet)
+    unet, text_encoder = uncompiled(unet), uncompiled(text_encoder)
     file = read_lora(path, unet, text_encoder)
-    for module, pairs in ((unet, file.unet), (text_encoder, file.text)):
-        if not pairs:
-            continue
-        called = _free_name(module, Path(path).stem) if name is None else name
+    parts = [(module, pairs, _free_name(module, Path(path).stem) if name is None else name)
+             for module, pairs in ((unet, file.unet), (text_encoder, file.text)) if pairs]
+    for module, pairs, called in parts:
         check_name(module, pairs, called)
+    for module, pairs, called in parts:
         for target, pair in pairs.items():
             lora = put_lora(module, target, called, len(pair.down), dropout, scale * pair.scale)
             for part, tensor in ((lora.down, pair.down), (lora.up, pair.up)):
@@ -126,8 +126,8 @@ def load_lora(unet: UNet, path: str | Path, scale: float = 1.0, name: str | None
     return file
 
 
-def uncompiled(module: nn.Module) -> nn.Module:
-    """What torch.compile was given, which has the names that files know."""
+def uncompiled(module: nn.Module | None) -> nn.Module | None:
+    """What torch.compile was given, whose parameters have the names that files know."""
     return getattr(module, "_orig_mod", module)
 
 

@@ -17,6 +17,7 @@ from ..model.vae import VAE
 from . import keys
 from .configs import motion_json, text_json, unet_json, vae_json
 from .load import WEIGHTS
+from .lora_files import uncompiled
 from .reading import write_json, write_tensors
 from .tokenizers import save_tokenizer
 
@@ -27,13 +28,13 @@ def save_model(model: Model, folder: str | Path, dtype: torch.dtype = torch.floa
     for part in (model.unet, model.text_encoder):
         if next(wrapped(part), None) is not None:
             raise ValueError("the model has LoRAs on it: merge them first (merge_lora)")
-    folder = Path(folder)
+    folder, unet = Path(folder), uncompiled(model.unet)
     save_tokenizer(model.tokenizer, folder / "tokenizer")
-    save_text_encoder(model.text_encoder, folder, dtype)
-    save_vae(model.vae, folder, dtype)
-    save_unet(model.unet, folder, dtype)
-    if model.unet.config.motion is not None:
-        save_motion(model.unet, folder, dtype)
+    save_text_encoder(uncompiled(model.text_encoder), folder, dtype)
+    save_vae(uncompiled(model.vae), folder, dtype)
+    save_unet(unet, folder, dtype)
+    if unet.config.motion is not None:
+        save_motion(unet, folder, dtype)
 
 
 def save_text_encoder(encoder: TextEncoder, folder: Path, dtype=torch.float16) -> None:

@@ -24,7 +24,7 @@ class Conv2d(nn.Conv2d):
         super().__init__(inputs, outputs, size, stride, padding)     # no dilation, no groups
 
     def forward(self, x: Tensor) -> Tensor:
-        trained = self.weight.requires_grad or self.bias is not None and self.bias.requires_grad
+        trained = self.weight.requires_grad or self.bias.requires_grad
         if trained or not (x.requires_grad and torch.is_grad_enabled()):
             return super().forward(x)
         return _FrozenConvolution.apply(x, self.weight, self.bias, self.stride, self.padding)
@@ -34,7 +34,7 @@ class _FrozenConvolution(torch.autograd.Function):
     """The gradient of a convolution's input needs its weight and the gradient of its output."""
 
     @staticmethod
-    def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor | None, stride: tuple[int, int],
+    def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor, stride: tuple[int, int],
                 padding: tuple[int, int]) -> Tensor:
         ctx.save_for_backward(weight)
         ctx.shape, ctx.dtype, ctx.stride, ctx.padding = x.shape, x.dtype, stride, padding

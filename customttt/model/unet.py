@@ -132,7 +132,7 @@ class UNet(nn.Module):
         return rearrange(x, "(b f) c h w -> b c f h w", b=len(latents))
 
     def _checked_texts(self, latents: Tensor, timesteps: Tensor,
-                    text: Tensor | Sequence[Tensor]) -> Sequence[Tensor]:
+                       text: Tensor | Sequence[Tensor]) -> Sequence[Tensor]:
         """Each layer's text. Raises ValueError for shapes that do not fit."""
         texts = [text] * len(self.layers) if isinstance(text, Tensor) else text
         if len(texts) != len(self.layers):

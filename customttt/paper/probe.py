@@ -131,7 +131,7 @@ def probe_once(cache: Cache, told: dict, probe: Callable[[], tuple], drawn: bool
     def make(folder: Path) -> None:
         scores, clips = probe()
         if drawn:
-            write_frames(contact_sheet([clip[::max(1, len(clip) // COLUMNS)] for clip in clips]),
+            write_frames(contact_sheet([clip[::-(-len(clip) // COLUMNS)] for clip in clips]),
                         folder / "clips.png")
         write_json(scores, folder / "scores.json")
     return cache.made("probes/pair", told | {"drawn": drawn}, make)

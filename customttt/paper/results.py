@@ -125,7 +125,7 @@ def section(title: str, result: dict, runs: list[dict], kept: Path) -> list[str]
         lines += [tables.unfollowed_text(result), ""]
         if "resized by" not in result.get("scored with", {}).get("paper", {"resized by": None}):
             lines += ["Its motion fidelity is of before the reference was resized as the clips "
-                      "are: it does not compare with that of the other tables.", ""]
+                      "are: it does not compare with that of tables made since.", ""]
     if name in tables.PAPER and {*tables.TRUTHS} <= {*result["metrics"]}:
         lines += ["How each metric goes along with the truth, over these clips, less the mean of "
                   "their row:", "", tables.correlation_text(

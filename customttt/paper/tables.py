@@ -63,7 +63,7 @@ DIFFERENCES = {1: [*((name, BASE) for name in (*SYSTEMS, OURS)),
                4: [("5 reference steps", name) for name in (AS_THEY_ARE, "10 reference steps")]}
 METRICS = ("CLIP-T", "CLIP-I", "consistency", "motion fidelity")
 TRUTHS = ("true identity", "true motion")       # of the tiny world
-PRINTED = .001      # what a difference of two figures that are printed to 0.001 may be off by
+PRINTED = .001      # by so much a difference of two figures that are rounded to 0.001 may be off
 PAPER = {       # the supplement's figures, in the order of METRICS
     "table-1": {"Full LoRA": (.294, .687, .977, .746), "DreamVideo": (.271, .681, .969, .563),
                 "MotionDirector": (.269, .690, .965, .649),
@@ -202,6 +202,7 @@ def verdicts(result: dict) -> list[str]:
                 continue
             paper, here = papers[0] - papers[1], differences(result, a, b, metric)
             mean, half = interval(here)
+            apart = abs(paper) - PRINTED        # the paper's difference, at the least
             if abs(mean) > half:
                 said = ("**against the paper**" if mean * paper < 0 else
                         "as the paper" if abs(mean - paper) <= half + PRINTED else
@@ -210,10 +211,13 @@ def verdicts(result: dict) -> list[str]:
                 said = "undecided: one group has no interval"
             elif abs(mean - paper) > half + PRINTED:
                 said = "**not found**: none shows, and the paper's is outside the interval"
+            elif apart < PRINTED / 2:
+                said = "undecided: the paper's difference is no more than its rounding"
             else:
-                groups = float(f"{number_to_tell(here, paper):.1g}")    # more digits it has not
+                groups = number_to_tell(here, apart)
+                digit = 10 ** (len(str(groups)) - 1)        # one digit is all that it has
                 said = (f"undecided; an interval too narrow to hold both 0 and the paper's "
-                        f"difference takes about {groups:,.0f} groups")
+                        f"difference takes about {-(-groups // digit) * digit:,} groups")
             found.append(f"{metric}, *{a}* minus *{b}*: {paper:+.3f} in the paper, "
                          f"{shown(here, '{:+.3f}')} here: {said}.")
     return found
