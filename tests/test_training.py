@@ -264,9 +264,9 @@ def test_a_sheet_of_clips_plays_at_the_rate_that_was_learned(run_stage, tmp_path
 
 def test_a_sheet_shows_eight_frames_at_most():
     for frames in range(1, 9):
-        assert sheet.shown(frames) == list(range(frames))
-    assert sheet.shown(10) == [0, 1, 2, 3, 5, 6, 7, 8]
-    assert sheet.shown(16) == list(range(0, 16, 2))
+        assert sheet.on_sheet(frames) == list(range(frames))
+    assert sheet.on_sheet(10) == [0, 1, 2, 3, 5, 6, 7, 8]
+    assert sheet.on_sheet(16) == list(range(0, 16, 2))
 
 
 def test_a_run_of_another_kind_and_other_files_are_left_alone(run_stage, tmp_path):

@@ -68,7 +68,7 @@ def write_tensors(tensors: dict[str, Tensor], path: str | Path,
 def is_safetensors(path: Path) -> bool:
     """By content: people call such files .ckpt, and others .safetensors."""
     if not path.is_file():
-        raise UserError(f"{path}: a folder; name a file in it" if path.is_dir() else
+        raise UserError(f"{path}: is a folder; name a file in it" if path.is_dir() else
                         f"{path}: no such file")
     with path.open("rb") as file:
         head = file.read(40)

@@ -25,13 +25,13 @@ from .tokenizers import save_tokenizer
 def save_model(model: Model, folder: str | Path, dtype: torch.dtype = torch.float16) -> None:
     """Write tokenizer/, text_encoder/, vae/, unet/ and, where there is one, motion_adapter/.
     Raises ValueError for a model with LoRAs on it."""
-    for part in (model.unet, model.text_encoder):
-        if next(wrapped(part), None) is not None:
-            raise ValueError("the model has LoRAs on it: merge them first (merge_lora)")
-    folder, unet = Path(folder), uncompiled(model.unet)
+    unet, vae, text_encoder = map(uncompiled, (model.unet, model.vae, model.text_encoder))
+    if any([*wrapped(unet), *wrapped(text_encoder)]):
+        raise ValueError("the model has LoRAs on it: merge them first (merge_lora)")
+    folder = Path(folder)
     save_tokenizer(model.tokenizer, folder / "tokenizer")
-    save_text_encoder(uncompiled(model.text_encoder), folder, dtype)
-    save_vae(uncompiled(model.vae), folder, dtype)
+    save_text_encoder(text_encoder, folder, dtype)
+    save_vae(vae, folder, dtype)
     save_unet(unet, folder, dtype)
     if unet.config.motion is not None:
         save_motion(unet, folder, dtype)

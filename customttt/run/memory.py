@@ -8,7 +8,7 @@ import torch
 
 from ..errors import UserError, flag
 from ..model.model import Model
-from .sheet import shown
+from .sheet import on_sheet
 
 # Numbers held at the peak for each number of the first layer's features (of the VAE's, for each of
 # its widest): three quarters of what was measured at full size (docs/performance.md), so that
@@ -61,7 +61,7 @@ def estimate(model: Model, settings: dict, training: bool, checkpointing: bool) 
                   for p in part.parameters())
     frames = settings["frames"]
     if training and unet.motion is None:        # a sheet of images
-        frames = len(shown(frames))
+        frames = len(on_sheet(frames))
     features = (size / model.vae.factor) ** 2 * unet.channels[0] * model.dtype.itemsize
     drawn = 2 * frames * features * SAMPLED        # with and without the prompt
     pictures = settings.get("batch_size", frames)

@@ -29,7 +29,7 @@ def sheet_writer(model: Model, prompt: str, settings: dict, seed: int,
     text, empty = model.encode_text([prompt, ""]).split(1)
     noise = initial_noise(model, settings["frames"], settings["size"], stream_seed(seed, "sheet"))
     if not motion:
-        noise = noise[:, :, shown(settings["frames"])]      # the others would not be looked at
+        noise = noise[:, :, on_sheet(settings["frames"])]    # the others would not be looked at
     timesteps = ddim_timesteps(settings["sampling_steps"])
     least, most = FPS_RANGE[".gif"]
     fps = min(max(settings.get("fps", SAMPLING.full["fps"].value), least), most)
@@ -41,13 +41,13 @@ def sheet_writer(model: Model, prompt: str, settings: dict, seed: int,
                 *_, z = ddim(model.unet, noise.to(model.device), text, empty, timesteps,
                              settings["guidance"], motion)
             clips.append(decode_frames(model, z))
-        write_frames(contact_sheet([clip[shown(len(clip))] for clip in clips]), path)
+        write_frames(contact_sheet([clip[on_sheet(len(clip))] for clip in clips]), path)
         if motion:
             write_frames(side_by_side(clips, settings["frames"]), path.with_suffix(".gif"), fps)
     return write
 
 
-def shown(frames: int) -> list[int]:
+def on_sheet(frames: int) -> list[int]:
     """Which frames of a clip are on the sheet: evenly spaced, and COLUMNS at most."""
     columns = min(frames, COLUMNS)
     return [k * frames // columns for k in range(columns)]
