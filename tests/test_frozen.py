@@ -12,7 +12,7 @@ from torch.autograd import gradcheck
 from customttt.files.random_model import random_model
 from customttt.lora import add_lora
 from customttt.model import blocks, frozen
-from customttt.model.blocks import FeedForward, ResNet
+from customttt.model.blocks import FeedForward, Linear, ResNet
 from customttt.model.frozen import Conv2d
 
 
@@ -64,6 +64,28 @@ def test_a_convolution_that_is_trained_is_a_plain_one():
     conv = Conv2d(3, 5, 3)
     conv(torch.randn(1, 3, 4, 4)).sum().backward()
     assert conv.weight.grad.abs().max() > 0 and conv.bias.grad.abs().max() > 0
+
+
+@pytest.mark.parametrize("rows, inputs, outputs, quick", [
+    (1024, 256, 320, True), (1023, 256, 320, False), (1024, 255, 320, False),
+    (1024, 256, 255, False)])
+@pytest.mark.parametrize("bias", [False, True])
+def test_a_large_linear_without_gradients_is_a_convolution_and_the_same(
+        rows, inputs, outputs, quick, bias, monkeypatch):
+    linear, x, called = Linear(inputs, outputs, bias=bias), torch.randn(rows, inputs), []
+    x = torch.stack([x, x], dim=1)[:, :1]       # (rows, 1, inputs), not contiguous
+    conv2d = blocks.F.conv2d
+    monkeypatch.setattr(blocks, "MKL", True)
+    monkeypatch.setattr(blocks.F, "conv2d", lambda *of: called.append(1) or conv2d(*of))
+    expected = nn.functional.linear(x, linear.weight, linear.bias).detach()
+    for dtype, within in ((torch.float32, 1e-5), (torch.bfloat16, 2e-2)):
+        with torch.no_grad():
+            found = linear.to(dtype)(x.to(dtype))
+        assert found.shape == (rows, 1, outputs) and found.dtype == dtype
+        assert (found.float() - expected).norm() < within * expected.norm()
+    assert len(called) == (2 if quick else 0)
+    linear(x.to(dtype)).sum().backward()
+    assert len(called) == (2 if quick else 0) and linear.weight.grad.abs().max() > 0
 
 
 @pytest.mark.parametrize("build, shape", [

@@ -10,9 +10,27 @@ from torch import Tensor, nn
 
 from .frozen import Conv2d, direct_or_recomputed, is_large
 
-SHORT = 32          # tokens, and
-MANY = 2 ** 21      # bytes: attention along so few, at so many places, is plain products on a CPU
+SHORT = 32          # tokens at most, and
+MANY = 2 ** 21      # bytes of queries: from there on `attend` is quicker as plain products
 PART = 4096         # tokens that a feed-forward takes at once where there are many, for memory
+MKL = torch.backends.mkl.is_available()     # PyTorch has its fp32 products from it then
+ROWS, WIDTH = 1024, 256                     # of a product: from there on oneDNN is quicker
+
+
+class Linear(nn.Linear):
+    """y = W x + b; without gradients a large one is a 1x1 convolution on a CPU.
+
+    PyTorch has products from MKL, convolutions from oneDNN, the quicker one (docs/performance.md).
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows = x.numel() // self.in_features
+        large = rows >= ROWS and min(self.weight.shape) >= WIDTH
+        if not (large and MKL and x.device.type == "cpu") or torch.is_grad_enabled():
+            return super().forward(x)
+        pixels = x.reshape(1, rows, 1, -1).permute(0, 3, 1, 2)      # channels-last: no copy
+        y = F.conv2d(pixels, self.weight[:, :, None, None], self.bias)
+        return y.permute(0, 2, 3, 1).reshape(*x.shape[:-1], -1)
 
 
 class FrameGroupNorm(nn.GroupNorm):
@@ -81,10 +99,10 @@ class Attention(nn.Module):
         super().__init__()
         self.heads = heads
         context_width = width if context_width is None else context_width
-        self.to_q = nn.Linear(width, width, bias=qkv_bias)
-        self.to_k = nn.Linear(context_width, width, bias=qkv_bias)
-        self.to_v = nn.Linear(context_width, width, bias=qkv_bias)
-        self.to_out = nn.Linear(width, width)
+        self.to_q = Linear(width, width, bias=qkv_bias)
+        self.to_k = Linear(context_width, width, bias=qkv_bias)
+        self.to_v = Linear(context_width, width, bias=qkv_bias)
+        self.to_out = Linear(width, width)
 
     def forward(self, x: Tensor, context: Tensor | None = None, causal: bool = False) -> Tensor:
         """(b n d), (b m d') -> (b n d)."""
@@ -100,8 +118,8 @@ class FeedForward(nn.Module):
 
     def __init__(self, width: int):
         super().__init__()
-        self.value_gate = nn.Linear(width, 8 * width)
-        self.out = nn.Linear(4 * width, width)
+        self.value_gate = Linear(width, 8 * width)
+        self.out = Linear(4 * width, width)
 
     def forward(self, x: Tensor) -> Tensor:
         """(b n d) -> (b n d). A large x goes in parts, for memory (frozen.py); the same values."""

@@ -9,7 +9,7 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from .blocks import Attention, FeedForward
+from .blocks import Attention, FeedForward, Linear
 from .config import MotionConfig
 
 
@@ -65,9 +65,9 @@ class MotionModule(nn.Module):
     def __init__(self, channels: int, config: MotionConfig, groups: int):
         super().__init__()
         self.norm = nn.GroupNorm(groups, channels, eps=1e-6)
-        self.proj_in = nn.Linear(channels, channels)
+        self.proj_in = Linear(channels, channels)
         self.block = TemporalBlock(channels, config.heads)
-        self.proj_out = nn.Linear(channels, channels)
+        self.proj_out = Linear(channels, channels)
 
     def forward(self, x: Tensor, clips: int) -> Tensor:
         """((b f) c h w), b = `clips` -> the same shape."""
