@@ -3,6 +3,7 @@ written."""
 
 import subprocess
 import sys
+from argparse import Namespace
 from pathlib import Path
 
 import pytest
@@ -74,15 +75,18 @@ def test_rows_and_sides_match():
 
 
 def test_the_default_run_says_the_whole_tiny_recipe():
-    """So that an older checkout does the same work as this one."""
-    *trainings, sampling = default_run(small=False)
+    """So that an older checkout does the same work as this one; and on the device that is asked
+    for."""
+    *trainings, sampling = default_run(Namespace(small=False, device="cpu", precision="bf16"))
     for (name, stage), (program, *flags) in zip(STAGES.items(), trainings, strict=True):
         assert (program, *flags[:2]) == ("train.py", "--stage", name)
         args = train.parser_of(stage).parse_args(flags)
+        assert (args.device, args.precision) == ("cpu", "bf16")
         for setting, tiny in (stage.recipe.full | stage.recipe.tiny).items():
             given = getattr(args, setting)
             assert (tuple(given) if isinstance(given, list) else given) == tiny.value, setting
     assert sampling[0] == "sample.py" and sampling[sampling.index("--guidance") + 1] == "3.0"
+    assert sampling[-4:] == ["--device", "cpu", "--precision", "bf16"]
 
 
 def test_the_tool_measures_and_writes(tmp_path):

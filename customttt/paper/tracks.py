@@ -5,6 +5,7 @@ Three sources, one form: OpenCV's pyramidal Lucas-Kanade, CoTracker where the us
 
 import functools
 import importlib
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -86,9 +87,10 @@ def cotracker_model() -> nn.Module:
 def cotracker(frames: Sequence[Image.Image]) -> Tensor:
     """Visibility is left aside, as in the published metric."""
     video = rearrange(resized(frames), "t h w c -> 1 t c h w").float()
+    device = f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if torch.cuda.is_available() else "cpu"
     with torch.no_grad():
-        tracks, _ = cotracker_model()(video, grid_size=GRID)
-    return rearrange(tracks, "1 t n two -> n t two")
+        tracks, _ = cotracker_model().to(device)(video.to(device), grid_size=GRID)
+    return rearrange(tracks.cpu(), "1 t n two -> n t two")
 
 
 TRACKERS = {"lucas-kanade": lucas_kanade, "cotracker": cotracker}

@@ -51,6 +51,8 @@ def fit(run: Run, resume: bool) -> tuple[bool, bool]:
     """Train to `steps`. Returns whether all are done, and whether Ctrl-C came (everything is saved
     then)."""
     device = next(run.module.parameters()).device
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)      # of this run alone
     scaler = torch.amp.GradScaler(device.type, enabled=run.precision == "fp16")
     torch.manual_seed(stream_seed(run.seed, "dropout"))
     state = checkpoint.State(run, scaler, Draws(run.seed), device)
@@ -129,7 +131,8 @@ def autocast(device: torch.device, precision: str):
 
 
 def peak_memory(device: torch.device) -> float:
-    """GB at the most so far: the GPU's, or the process's on a CPU (0 where that is not known)."""
+    """GB at the most so far: of this run on a GPU, or of the process on a CPU (0 where that is not
+    known)."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 1e9
     try:

@@ -71,6 +71,8 @@ def open_model(args: argparse.Namespace, motion: bool = True) -> tuple[Model, st
     precision = args.precision or ("fp32" if device.type == "cpu" else "fp16")
     if precision == "fp16" and device.type == "cpu":
         raise UserError("--precision fp16: needs a GPU; on a CPU use fp32 or bf16")
+    if precision == "fp32":
+        torch.backends.cudnn.allow_tf32 = False     # else a GPU's convolutions round to fp16's bits
     model = load_model(args.model, args.motion_module, device, DTYPES[precision], vae=args.vae,
                        motion_version=args.motion_version, motion=motion)
     if (config := model.unet.config.motion) is not None:

@@ -94,7 +94,7 @@ def measured(args: argparse.Namespace, row: str, side: str, folder: str) -> dict
         (Path(empty) / "weights").symlink_to(ROOT / "weights")
         flags = {"row": row, "side": side, "model": f"{folder}/model", "folder": empty,
                  "device": args.device, "precision": args.precision, "small": args.small,
-                 "runs": args.runs, "commands": default_run(args.small) if row == "tiny" else []}
+                 "runs": args.runs, "commands": default_run(args) if row == "tiny" else []}
         checkout = args.before.resolve() if side == "before" else ROOT
         ours = side == "ours" or row == "placement"
         pages = {"THP_MEM_ALLOC_ENABLE": "1"} if ours else {}       # as train.py and sample.py do
@@ -106,12 +106,13 @@ def measured(args: argparse.Namespace, row: str, side: str, folder: str) -> dict
     return json.loads(child.stdout.splitlines()[-1])
 
 
-def default_run(small: bool) -> list[list[str]]:
+def default_run(args: argparse.Namespace) -> list[list[str]]:
     """The miniature's commands: three stages and a sample. Its recipe is said as flags, since the
     checkout before has another."""
-    short = ["--steps", "1", "--sheet-every", "0"] if small else []
-    return [*(["train.py", "--stage", name, *flags_of(stage.recipe), *short]
-              for name, stage in STAGES.items()), ["sample.py", *flags_of(SAMPLING)]]
+    where = ["--device", args.device, "--precision", args.precision]
+    short = ["--steps", "1", "--sheet-every", "0"] if args.small else []
+    return [*(["train.py", "--stage", name, *flags_of(stage.recipe), *where, *short]
+              for name, stage in STAGES.items()), ["sample.py", *flags_of(SAMPLING), *where]]
 
 
 def flags_of(recipe: Recipe) -> list[str]:
@@ -139,7 +140,7 @@ def table_row(row: str, results: dict[str, list[dict]], per_second: float) -> st
         return format(values[side], form) if side in values else ""
 
     def ratio(values: dict, side: str) -> str:
-        return f"{values['ours'] / values[side]:.2f}" if side in values else ""
+        return f"{values['ours'] / values[side]:.2f}" if values.get(side) else ""
     cells = [ABOUT[row], shown(seconds, "ours", ".3g"), shown(seconds, "peer", ".3g"),
              ratio(seconds, "peer"), shown(seconds, "before", ".3g"), ratio(seconds, "before"),
              shown(memory, "ours", ".2f"), shown(memory, "peer", ".2f"), ratio(memory, "peer"),
@@ -153,7 +154,7 @@ def machine(args: argparse.Namespace) -> str:
     """What the figures were measured on, without the machine's name."""
     name = platform.processor() or platform.machine()
     if torch.device(args.device).type == "cuda":
-        name = torch.cuda.get_device_name()
+        name = torch.cuda.get_device_name(args.device)
     elif Path("/proc/cpuinfo").exists():
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         name = next((line.partition(": ")[2] for line in lines if "model name" in line), name)

@@ -34,6 +34,8 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=5, help="timed steps of each (default: 5)")
     parser.add_argument("--small", action="store_true", help="small random weights, to try this")
     args = parser.parse_args()
+    if args.device.type == "cuda":
+        torch.cuda.set_device(args.device.index or 0)
     torch.manual_seed(0)
     with tempfile.TemporaryDirectory() as folder:
         with args.device:

@@ -91,6 +91,8 @@ def peak(job) -> float:
 def main() -> None:
     flags = json.loads(sys.argv[1])
     job = Job(**flags | {"device": torch.device(flags["device"]), "model": Path(flags["model"])})
+    if job.device.type == "cuda":
+        torch.cuda.set_device(job.device.index or 0)
     torch.manual_seed(0)
     once, seconds, operations = function_of(job), [], None
     forget_peak(job.device)

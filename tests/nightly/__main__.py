@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 from . import disk, fuzz, kills, many, together
 
