@@ -68,7 +68,10 @@ def test_motions_have_their_fidelity(call, tmp_path, monkeypatch):
                        tmp_path / tracker.__name__)
         assert "| CLIP-T(p*) | minus none | motion fidelity | minus none | " in printed
         result = json.loads((tmp_path / tracker.__name__ / "probe-motion-seed-0.json").read_text())
-        return {name: each[2] for name, each in result["pairs"][0][1].items()}
+        found = {name: each[2] for name, each in result["pairs"][0][1].items()}
+        zeros = [f"*p* in {name}* 1" for name, score in found.items() if score == 0]
+        assert f"motion fidelity is 0: {', '.join(zeros) or 'none'}." in printed
+        return found
 
     def scattered(frames):      # points at random, by a frame's bytes
         return 100 * torch.stack([torch.rand(20, 2, generator=torch.Generator().manual_seed(

@@ -43,7 +43,7 @@ def test_a_pair_of_two_seeds_counts_once_and_two_judges_are_not_one_table(tmp_pa
                          tmp_path / "made", "customttt.paper.probe", [])
     write("aaa")
     written = page()
-    assert "1 pairs." in written and "| none | 0.3000 | +0.0000 |" in written
+    assert "1 pairs; the paper has 100." in written and "| none | 0.3000 | +0.0000 |" in written
     write("ab")
     with pytest.raises(UserError, match="\"scored with\" is not that of the other seeds'"):
         page()

@@ -269,8 +269,9 @@ def test_student():
 
 # ------------------------------------------------------------------ processes
 
-def test_processes_share_the_work(tmp_path, monkeypatch):
-    """The first one makes what the others have not, and it alone has the results."""
+def test_processes_share_the_work(tmp_path, monkeypatch, capsys):
+    """The first one makes what the others have not, and it alone has the results. Its bar is of its
+    own share, so that the time left is."""
     made = []
 
     def job(k):
@@ -282,7 +283,11 @@ def test_processes_share_the_work(tmp_path, monkeypatch):
     monkeypatch.setenv("RANK", "1")
     assert ranks.shared(jobs, "jobs") is None and made == [2, 3, 4]
     monkeypatch.setenv("RANK", "0")
+    assert not capsys.readouterr().err
     assert ranks.shared(jobs, "jobs") == [job(k) for k in range(5)] and made == [2, 3, 4, 0, 1]
+    bars = capsys.readouterr().err
+    assert "jobs, share 1 of 2: 100%" in bars and " 2/2 " in bars
+    assert "jobs, other shares: 100%" in bars and " 3/3 " in bars
 
 
 @pytest.mark.parametrize("device", ["cpu", "cpu:0"])
@@ -335,6 +340,25 @@ def test_images_in_folders_of_trainers_count(tmp_path):
         (tmp_path / name / ".hidden" / "1.png").write_text("")
     assert [cache.files_of(tmp_path / name) for name in "ab"] == [
         [tmp_path / name / "10_bear" / "1.png"] for name in "ab"]
+
+
+def test_an_image_that_is_left_out_of_a_folder_changes_what_is_learned_from(tmp_path):
+    """By another name, or moved to where no trainer looks; a note is none of it."""
+    folder = tmp_path / "bear"
+    (folder / "x").mkdir(parents=True)
+    for name in ("0.png", "1.png", "0.txt"):
+        (folder / name).write_text(name)
+    every = cache.learned_from(folder)
+    assert every == cache.files_of(folder) == [folder / each for each in ("0.png", "0.txt", "1.png")]
+    (folder / "notes.md").write_text("x")
+    assert cache.learned_from(folder) == every
+    moved = (folder / "1.png").rename(folder / "x" / "1.png")
+    assert cache.learned_from(folder) == every[:2]
+    moved.rename(folder / "1.png.off")
+    assert cache.learned_from(folder) == every[:2]
+    (folder / "x").rename(folder / "2_x")
+    (folder / "1.png.off").rename(folder / "2_x" / "1.png")
+    assert cache.learned_from(folder) == [*every[:2], folder / "2_x" / "1.png"]
 
 
 def test_what_is_damaged_is_named(call, tmp_path, trained):

@@ -9,6 +9,7 @@ import json
 import shlex
 import sys
 import time
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +18,7 @@ import torch
 
 from ..errors import UserError, flag, in_words, writing
 from ..files.reading import read_json, write_json
-from ..media.find import CAPTIONS
+from ..media.find import CAPTIONS, IMAGE_ENDINGS, VIDEO_ENDINGS, find_files
 from ..recipes import Recipe
 from ..run.checkpoint import CHECKPOINT
 from ..run.data import fingerprint
@@ -78,7 +79,7 @@ class Cache:
         given, others = parser.parse_known_args(flags)
         told = {"stage": stage.name, "recipe": values_of(stage.recipe, given), "flags": others,
                 "of": {name: clip_fingerprint(path) if name == "--clip" else
-                       fingerprint(files_of(path)) for name, path in of.items()}}
+                       fingerprint(learned_from(path)) for name, path in of.items()}}
         folder = self.made(f"loras/{stage.name}", told, make)
         for each in (folder / CHECKPOINT, *folder.glob("adapter-[0-9]*")):      # large
             each.unlink(missing_ok=True)
@@ -125,6 +126,18 @@ def files_of(path: Path) -> list[Path]:
     if not path.is_file():
         raise UserError(f"{path}: no such file or folder")
     return [path, *filter(Path.is_file, map(path.with_suffix, CAPTIONS))]
+
+
+def learned_from(path: Path) -> list[Path]:
+    """What a stage reads of a folder of images or videos, and the text beside each; else as
+    `files_of`."""
+    if not path.is_dir():
+        return files_of(path)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")     # of what is left out: reading it will say so
+        used = find_files([path], IMAGE_ENDINGS | VIDEO_ENDINGS, "image or video")
+    beside = [file.with_suffix(ending) for file in used for ending in CAPTIONS]
+    return [file for file in files_of(path) if file in {*used, *beside}]
 
 
 def values_of(recipe: Recipe, args: argparse.Namespace | None = None) -> dict:

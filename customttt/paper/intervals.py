@@ -3,7 +3,7 @@
 import itertools
 import math
 import statistics
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import torch
 from torch import Generator, Tensor
@@ -47,6 +47,14 @@ def markdown(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """A table; the first column names the rows."""
     lines = [head, ["---"] * len(head), *rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def zeros_text(scores: Mapping[str, Sequence[float]]) -> str:
+    """Of each row, how often its motion fidelity is 0: no point was followed, or none moved."""
+    counts = {name: sum(score == 0 for score in each) for name, each in scores.items()}
+    return ("Clips in which no moving point was followed, so that motion fidelity is 0: "
+            + (", ".join(f"*{name}* {count}" for name, count in counts.items() if count) or "none")
+            + ".")
 
 
 def pearson(x: Tensor, y: Tensor) -> float:

@@ -37,7 +37,7 @@ from .cache import Cache, intact, open_cache, write_result
 from .clip import Embedder, clip_fingerprint, load_clip
 from .figures import draw_grid, draw_heat_map
 from .flags import SAMPLED, add_shared_flags, check_shared
-from .intervals import interval, markdown, shown
+from .intervals import interval, markdown, shown, zeros_text
 from .metrics import clip_t, motion_fidelity
 from .ranks import shared, start_ranks
 from .tracks import TRACKERS, check_tracker, evaluation_package, told_of_tracks
@@ -138,7 +138,8 @@ def probe_once(cache: Cache, told: dict, probe: Callable[[], tuple], drawn: bool
 
 
 def table(result: dict) -> str:
-    """One row a condition: each score, what it gains over no probe; the paper's CLIP-T(p*)."""
+    """One row a condition: each score, what it gains over no probe; the paper's CLIP-T(p*). Of
+    motions, below it: the clips in which nothing was followed."""
     kind, every = result["kind"], [scores for _, scores in result["pairs"]]
     head = ["p* in layer", *(each for score in SCORES[kind] for each in (score, "minus none")),
             "the paper's CLIP-T"]
@@ -150,7 +151,12 @@ def table(result: dict) -> str:
                       shown(gains(result, name, place), "{:+.4f}")]
         cells.append(f"{PAPER[kind][int(name)]:.3f}" if name.isdigit() else "")
         lines.append(cells)
-    return markdown(head, lines)
+    text = markdown(head, lines)
+    if kind == "motion":
+        place = SCORES[kind]["motion fidelity"]
+        text += "\n\n" + zeros_text({f"p* in {name}": [scores[name][place] for scores in every]
+                                     for name in every[0]})
+    return text
 
 
 def gains(result: dict, name: str, place: int) -> list[float]:

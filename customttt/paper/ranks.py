@@ -60,13 +60,15 @@ def shared(jobs: Sequence[Callable[[], Result]], title: str) -> list[Result] | N
     """
     rank, ranks = rank_of_ranks()
     start, end = (len(jobs) * (rank + i) // ranks for i in (0, 1))
-    order = [*range(start, end), *(reversed(range(end, len(jobs))) if rank == 0 else ())]
+    others = reversed(range(end, len(jobs))) if rank == 0 else ()
+    own = title if ranks == 1 else f"{title}, share {rank + 1} of {ranks}"
     results, hidden = {}, io.StringIO()
     with contextlib.redirect_stdout(io.StringIO()), \
             contextlib.redirect_stderr(hidden if rank else sys.stderr):     # one bar is enough
         try:
-            for k in tqdm(order, title):
-                results[k] = jobs[k]()
+            for part, said in ((range(start, end), own), ([*others], f"{title}, other shares")):
+                for k in tqdm(part, said, disable=not part):
+                    results[k] = jobs[k]()
         except SystemExit:      # argparse has said why
             print(hidden.getvalue()[-1000:], file=sys.__stderr__)
             raise

@@ -31,6 +31,8 @@ TITLES = {      # name of a result -> its title, in the order of the page
     "search-ttt": "Test-time training: what other settings gain",
     "student": "Test-time training: what it does to its student"}
 
+PAPER_CLIPS = 50    # a row of its tables, of ten groups
+
 # In all seeds of a result.
 SAME = ("rows", "metrics", "first", "made of", "scored with")
 
@@ -115,10 +117,12 @@ def section(title: str, result: dict, runs: list[dict], kept: Path) -> list[str]
     name = result["name"]
     if "pairs" in result:
         pictures = sorted(file.name for file in kept.glob(f"{name}-seed-*.png"))
-        return [*lines, f"{len(result['pairs'])} pairs.", "", probe.table(result), "",
+        return [*lines, f"{len(result['pairs'])} pairs; the paper has {probe.NUMBER}.", "", probe.table(result), "",
                 *(f"![{title}]({kept.name}/{each})" for each in pictures), ""]
     groups = {group for _, group, _, _ in result["clips"]}
-    lines += [f"{len(result['clips'])} clips of {len(groups)} groups; 95% intervals over the "
+    each = (f", {len(result['clips']) // len(result['rows'])} a row (the paper has {PAPER_CLIPS})"
+            if name in tables.PAPER else "")
+    lines += [f"{len(result['clips'])} clips{each} of {len(groups)} groups; 95% intervals over the "
               f"groups" + ("; in brackets the paper's figure." if name in tables.PAPER else "."),
               "", tables.text(result), ""]
     if "motion fidelity" in result["metrics"]:

@@ -30,7 +30,7 @@ from ..run.data import fingerprint
 from ..run.options import chosen_settings, open_model
 from ..sampling import sample_video
 from ..stages import STAGES
-from .cache import Cache, files_of, intact, parsed, values_of
+from .cache import Cache, files_of, intact, learned_from, parsed, values_of
 from .clip import clip_fingerprint, load_clip
 from .dreamvideo import WORD, load_dreamvideo, sample_dreamvideo
 from .flags import SAMPLED
@@ -55,7 +55,7 @@ class Group:
 
     @property
     def content(self) -> str:
-        return fingerprint([*files_of(self.images), *files_of(self.video)])
+        return fingerprint([*learned_from(self.images), *files_of(self.video)])
 
     @property
     def words(self) -> re.Pattern:

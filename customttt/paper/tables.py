@@ -29,8 +29,8 @@ from ..files.reading import read_json
 from ..run.options import check_prompt
 from .cache import open_cache, write_result
 from .flags import add_shared_flags, check_shared
-from .intervals import (bootstrap, interval, markdown, number_to_tell, pearson, shown,
-                        spearman)
+from .intervals import (bootstrap, interval, markdown, number_to_tell, pearson, shown, spearman,
+                        zeros_text)
 from .ranks import shared, start_ranks
 from .rows import Bench, Group, Row, Scorer, Unit, check_flags, paper_scorer, told_of
 from .systems import SYSTEMS
@@ -158,13 +158,9 @@ def text(result: dict) -> str:
 
 
 def unfollowed_text(result: dict) -> str:
-    """Of each row, the clips whose motion fidelity is 0: no point was followed, or none moved."""
-    column, counts = result["metrics"].index("motion fidelity"), dict.fromkeys(result["rows"], 0)
-    for row, _, _, scores in result["clips"]:
-        counts[row] += scores[column] == 0
-    return ("Clips in which no moving point was followed, so that motion fidelity is 0: "
-            + (", ".join(f"*{row}* {count}" for row, count in counts.items() if count) or "none")
-            + ".")
+    column = result["metrics"].index("motion fidelity")
+    return zeros_text({row: [scores[column] for name, _, _, scores in result["clips"]
+                             if name == row] for row in result["rows"]})
 
 
 def correlations(result: dict) -> dict:
