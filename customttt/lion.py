@@ -21,8 +21,8 @@ def lion_update(theta: Tensor, g: Tensor, m: Tensor, lr: float, beta_1: float, b
 
 
 class Lion(torch.optim.Optimizer):
-    """Steps of the sign of the averaged gradient: every weight moves by `lr`, plus the decay.
-    Raises ValueError for a rate, beta or decay out of range."""
+    """Steps of the sign of the averaged gradient: a weight whose u is not 0 moves by `lr`,
+    plus the decay. Raises ValueError for a rate, beta or decay out of range."""
 
     def __init__(self, params, lr: float = 1e-5, betas: tuple[float, float] = (0.9, 0.99),
                  weight_decay: float = 0.1):

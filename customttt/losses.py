@@ -33,12 +33,9 @@ def preservation_loss(unet: UNet, z_ref: Tensor, c: Tensor, eps: Tensor, t: Tens
                       t_ref: int = -1) -> Tensor:
     """Stage (c): E || UNet(x_t, t, c) - eps ||^2, where x_t is z_ref noised by eps.
 
-    z_ref: a teacher's reference latents, which stand at timestep t_ref (-1: clean); the paper's
-    z_f, and x_t its z_{f+1} (there f counts DDIM steps). The student is on, under the target prompt
-    c. Of z_s this is the appearance preservation loss, of z_t the temporal preservation loss.
-
-    With t_ref >= 0 (the paper's words taken literally) eps is the noise since t_ref alone; in
-    stages (a) and (b) it is all the noise in x_t.
+    z_ref: a teacher's reference latents, which stand at timestep t_ref; -1 is clean. The student is
+    on, under the target prompt c. Of z_s this is the appearance preservation loss, of z_t the
+    temporal preservation loss. With t_ref >= 0 eps is the noise since t_ref alone.
     """
     return noise_loss(unet(add_noise(z_ref, eps, t, t_ref), t, c), eps)
 

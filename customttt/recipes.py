@@ -42,8 +42,8 @@ def is_full_size(unet: UNet) -> bool:
     return unet.config.channels == SD15_UNET.channels
 
 
-# Of DDIM. Steps are 1000 // steps apart: where that is rounded down much, they start low (334 at
-# 667, as in diffusers); more than 500 would be 1 apart, and 501 would start at 501.
+# Of DDIM. Steps are 1000 // steps apart: where that is rounded down much, they start low (334 steps
+# at 667, as in diffusers); more than 500 would be 1 apart, and 501 would start at 501.
 MOST_STEPS = TIMESTEPS // 2
 EVERYWHERE = {
     "size": Setting(256, "supplement", "pixels along each side"),
@@ -114,7 +114,8 @@ TTT = Recipe(
                                    "what the frames of z_s start from",
                                    choices=("independent", "one")),
         "reference_timestep": Setting("uniform", "open: as in the first two stages",
-                                      "where the reference latents are noised to",
+                                      "which DDIM steps the teachers take, and where their "
+                                      "latents are noised to",
                                       choices=("uniform", "next")),
     },
     tiny=SMALL | {

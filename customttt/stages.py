@@ -27,8 +27,8 @@ Backward = Callable[[Tensor], None]
 
 def spatial_step(unet: UNet, z: Tensor, c: Tensor, settings: dict, draw: Draws,
                  backward: Backward) -> None:
-    """Stage (a), the subject: the noise in single images, motion modules out (supplement, section
-    1). z (n 4 1 h w) and c (n 77 d): the images and their prompts."""
+    """Stage (a), the subject: predict the noise in single images, motion modules out (supplement,
+    section 1). z (n 4 1 h w) and c (n 77 d): the images and their texts."""
     some = draw.some(len(z), settings["batch_size"])
     z, c = z[some], c[some]
     eps, t = draw.noise_like(z), draw.timesteps(z)
@@ -37,8 +37,9 @@ def spatial_step(unet: UNet, z: Tensor, c: Tensor, settings: dict, draw: Draws,
 
 def temporal_step(unet: UNet, z: Tensor, c: Tensor, settings: dict, draw: Draws,
                   backward: Backward) -> None:
-    """Stage (b), the motion: the noise in a clip (supplement, section 1), and MotionDirector's
-    appearance-debiased term. z (n 4 f h w) and c (n 77 d): the clips and their prompts."""
+    """Stage (b), the motion: predict the noise in a clip (supplement, section 1), and
+    MotionDirector's appearance-debiased term. z (n 4 f h w) and c (n 77 d): the clips and their
+    texts."""
     one = draw.some(len(z), 1)
     z, c = z[one], c[one]
     eps, t = draw.noise_like(z), draw.timesteps(z, settings["least_timestep"])
@@ -49,7 +50,7 @@ def temporal_step(unet: UNet, z: Tensor, c: Tensor, settings: dict, draw: Draws,
 def ttt_step(unet: UNet, texts: Texts, shape: tuple[int, ...], settings: dict, draw: Draws,
              backward: Backward) -> tuple[Tensor, Tensor]:
     """Stage (c), test-time training: the student keeps to what each teacher samples (paper, the two
-    preservation losses). `texts`: the four prompts, each (1 77 d). `shape`: of the latents,
+    preservation losses). `texts`: of the four prompts, each (1 77 d). `shape`: of the latents,
     (1 4 f h w).
 
       z_s = DDIM(spatial teacher, "a teddy bear is doing something"), motion modules out
@@ -100,8 +101,8 @@ def reference_timesteps(settings: dict) -> tuple[list[int], int]:
 
 
 def noising_timesteps(z: Tensor, last: int, settings: dict, draw: Draws) -> Tensor:
-    """(b,), where reference latents are noised to: anywhere, or `last`, the timestep that the
-    teachers' last DDIM step started from."""
+    """(b,), where reference latents are noised to: from `least_timestep` on, or `last`, the
+    timestep that the teachers' last DDIM step started from."""
     if settings["reference_timestep"] == "uniform":
         return draw.timesteps(z, settings["least_timestep"])
     return torch.full((len(z),), last, device=z.device)

@@ -160,7 +160,7 @@ class UNet(nn.Module):
 
 class TimeEmbedding(nn.Module):
     """Timesteps (b,) -> (b d): sinusoids, then a two-layer MLP. As in Stable Diffusion, cosine
-    comes first and k is divided by half; in Ho et al. 2020 sine does, and by half - 1."""
+    comes first and k is divided by half; in the code of Ho et al. sine does, and by half - 1."""
 
     def __init__(self, sinusoids: int, width: int):
         super().__init__()

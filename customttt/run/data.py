@@ -78,14 +78,14 @@ def prepare_temporal(model: Model, settings: dict, args: Namespace) -> Job:
 
 
 def read_images(model: Model, settings: dict, args: Namespace) -> Job:
-    """z (n 4 1 h w) and c (n 77 d): the images of --data and their prompts."""
+    """z (n 4 1 h w) and c (n 77 d): the images of --data and their texts."""
     def read(file: Path) -> Tensor:
         return rearrange(read_image(file, settings["size"]), "c h w -> c 1 h w")
     return read_data(model, args, "subject", "image", IMAGE_ENDINGS, read)
 
 
 def read_clips(model: Model, settings: dict, args: Namespace) -> Job:
-    """z (n 4 f h w) and c (n 77 d): the clips of --data and their prompts."""
+    """z (n 4 f h w) and c (n 77 d): the clips of --data and their texts."""
     def read(file: Path) -> Tensor:
         return read_video(file, settings["frames"], settings["fps"], settings["size"])
     return read_data(model, args, "motion.mp4", "video", VIDEO_ENDINGS, read)
@@ -93,7 +93,7 @@ def read_clips(model: Model, settings: dict, args: Namespace) -> Job:
 
 def read_data(model: Model, args: Namespace, example: str, what: str, endings: set[str],
               read: Callable[[Path], Tensor]) -> Job:
-    """The files of --data, read as (3 f H W) in [-1, 1], as latents, and their prompts."""
+    """The files of --data, read as (3 f H W) in [-1, 1], as latents, and their texts."""
     given = args.data
     if given is None:
         given = [Path(args.model) / "examples" / example]

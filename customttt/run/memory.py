@@ -10,9 +10,9 @@ from ..errors import UserError, flag
 from ..model.model import Model
 from .sheet import on_sheet
 
-# Numbers held at the peak for each number of the first layer's features (of the VAE's, for each of
-# its widest): three quarters of what was measured at full size (docs/performance.md), so that
-# nothing that fits is refused. The tiny model holds more.
+# Numbers held at the peak for each number of the first layer's features (of the VAE's, at its first
+# width, one a pixel and channel): three quarters of what was measured at full size
+# (docs/performance.md), so that nothing that fits is refused. The tiny model holds more.
 SAMPLED, TRAINED, CHECKPOINTED, DECODED = 10, 200, 50, 10
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3     # of glibc's malloc.h
@@ -55,7 +55,7 @@ def check_memory(model: Model, settings: dict, training: bool, checkpointing: bo
 
 
 def estimate(model: Model, settings: dict, training: bool, checkpointing: bool) -> float:
-    """Bytes, roughly: the weights, and the features of the UNet or the VAE at their widest."""
+    """Bytes, roughly: the weights, and what the features of the UNet or the VAE take."""
     unet, size = model.unet.config, settings["size"]
     weights = sum(p.numel() * p.element_size() for part in (model.unet, model.vae)
                   for p in part.parameters())

@@ -1,4 +1,4 @@
-"""What train.py and the loop need of a training method: one object each."""
+"""What train.py and the loop need to know of a stage: one object each."""
 
 from argparse import ArgumentParser, Namespace
 from collections.abc import Callable
@@ -30,7 +30,7 @@ class Job:
 
 @dataclass(frozen=True)
 class Stage:
-    """A training method. A further one is one more of these, in a file of its own; one that trains
+    """A stage. A further one is one more of these, in a file of its own; one that trains
     other modules than LoRA, or has several rates or another optimizer, is of a subclass."""
 
     name: str                               # of --stage
