@@ -443,8 +443,9 @@ def test_a_fault_of_the_code_is_no_sentence_on_memory(tmp_path, capsys):
     ("cpu", None, "fp32"), ("cpu", "bf16", "bf16"), ("cuda", None, "fp16"),
     ("cuda", "fp32", "fp32")])
 def test_the_precision_of_a_command(monkeypatch, device, given, used):
-    """The supplement's on a GPU, unless it is given; the weights are in it."""
+    """The supplement's on a GPU, unless it is given; the weights are in it. fp32 is not TF32."""
     loaded = []
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
     monkeypatch.setattr(options, "device_named", torch.device)
     monkeypatch.setattr(options, "load_model",
                         lambda *of, **_: loaded.append(of) or random_model())
@@ -452,3 +453,4 @@ def test_the_precision_of_a_command(monkeypatch, device, given, used):
                      motion_version=None, vae=None)
     assert options.open_model(args)[1] == used
     assert loaded == [("m", None, torch.device(device), loop.DTYPES[used])]
+    assert torch.backends.cudnn.allow_tf32 == (used != "fp32")

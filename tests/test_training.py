@@ -33,6 +33,7 @@ from customttt.media.videos import read_video
 from customttt.paper.cache import parsed
 from customttt.recipes import SPATIAL, TEMPORAL, TTT
 from customttt.run import checkpoint, loop, sheet
+from customttt.run import train as run
 from customttt.run.data import encode, joined_prompts, kept_row, prompts_of, read_clips
 from customttt.run.stage import Stage, train_only
 from customttt.stages import STAGES, spatial_step, temporal_step
@@ -245,6 +246,20 @@ def test_a_run_of_before_files_told_the_motion_version_goes_on(run_stage, tmp_pa
     torch.save(content, tmp_path / "checkpoint.pt")
     run_stage("temporal", tmp_path, "--steps", "2", "--resume")
     assert (tmp_path / "adapter-000002.safetensors").exists()
+
+
+def test_training_is_refused_where_recomputed_dropout_would_differ(run_stage, tmp_path,
+                                                                    monkeypatch):
+    opened = run.open_model
+
+    def elsewhere(*of):
+        model, precision = opened(*of)
+        model.device = torch.device("mps")
+        return model, precision
+    monkeypatch.setattr(run, "open_model", elsewhere)
+    with pytest.raises(UserError, match="^--device cpu: training is for cpu and cuda$"):
+        run_stage("spatial", tmp_path / "out")
+    assert not (tmp_path / "out").exists() or not any((tmp_path / "out").iterdir())
 
 
 def test_resume_refuses_another_kind_of_device(run_stage, tmp_path):

@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 
 from ..draws import stream_seed
+from ..errors import UserError
 from ..media.clips import write_frames
 from .loop import Run, fit
 from .options import add_model_flags, add_recipe_flags, chosen_settings, open_model
@@ -20,6 +21,8 @@ def train(stage: Stage, args: argparse.Namespace, outdated: Iterable[Path] = ())
     stages, which a later --resume must not find; removed once nothing can be wrong any more with
     this stage's flags. Returns False if Ctrl-C came."""
     model, precision = open_model(args, stage.motion)
+    if model.device.type not in ("cpu", "cuda"):    # elsewhere a recomputed dropout would differ
+        raise UserError(f"--device {args.device}: training is for cpu and cuda")
     settings = chosen_settings(args, stage.recipe, model)
     base_checksum = model.checksum()
     torch.manual_seed(stream_seed(args.seed, "lora"))
