@@ -117,13 +117,15 @@ def section(title: str, result: dict, runs: list[dict], kept: Path) -> list[str]
     name = result["name"]
     if "pairs" in result:
         pictures = sorted(file.name for file in kept.glob(f"{name}-seed-*.png"))
-        return [*lines, f"{len(result['pairs'])} pairs; the paper has {probe.NUMBER}.", "", probe.table(result), "",
-                *(f"![{title}]({kept.name}/{each})" for each in pictures), ""]
+        lines += [f"{len(result['pairs'])} pairs; the paper has {probe.NUMBER}.", "",
+                  probe.table(result), ""]
+        return [*lines, *(f"![{title}]({kept.name}/{each})" for each in pictures), ""]
     groups = {group for _, group, _, _ in result["clips"]}
-    each = (f", {len(result['clips']) // len(result['rows'])} a row (the paper has {PAPER_CLIPS})"
-            if name in tables.PAPER else "")
-    lines += [f"{len(result['clips'])} clips{each} of {len(groups)} groups; 95% intervals over the "
-              f"groups" + ("; in brackets the paper's figure." if name in tables.PAPER else "."),
+    per_row, compared = len(result["clips"]) // len(result["rows"]), name in tables.PAPER
+    lines += [f"{len(result['clips'])} clips"
+              + (f", {per_row} a row (the paper has {PAPER_CLIPS})," if compared else "")
+              + f" of {len(groups)} groups; 95% intervals over the groups"
+              + ("; in brackets the paper's figure." if compared else "."),
               "", tables.text(result), ""]
     if "motion fidelity" in result["metrics"]:
         lines += [tables.unfollowed_text(result), ""]
