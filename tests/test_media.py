@@ -174,6 +174,24 @@ def test_thirty_frames_a_second_become_eight_by_their_timestamps(tmp_path, name,
     assert numbers(clip) == [int(3.75 * k) for k in range(16)]
 
 
+@pytest.mark.parametrize("name, codec, fps", [
+    ("clip.webm", "libvpx-vp9", 24), ("clip.mkv", "libx264", 30), ("clip.mkv", "libx264", 12),
+    ("clip.mp4", "libx264", 24), ("clip.avi", "mpeg4", 24)])
+def test_a_video_at_its_own_rate_keeps_every_frame(tmp_path, name, codec, fps):
+    """Though its times are rounded to milliseconds, up or down."""
+    write_clip(tmp_path / name, numbered(16), codec, fps=fps)
+    assert numbers(read_video(tmp_path / name, 16, fps, 32)) == list(range(16))
+
+
+@pytest.mark.parametrize("first", [120, 130])
+def test_a_gif_of_eight_frames_a_second_keeps_every_frame(tmp_path, first):
+    """A GIF's times are hundredths of a second, so writers take 0.12 and 0.13 by turns."""
+    frames = numbered(16)
+    frames[0].save(tmp_path / "a.gif", save_all=True, append_images=frames[1:],
+                   duration=[first, 250 - first] * 8)
+    assert numbers(read_video(tmp_path / "a.gif", 16, 8, 32)) == list(range(16))
+
+
 def test_a_slower_video_repeats_its_frames(tmp_path):
     write_clip(tmp_path / "slow.mp4", numbered(8), fps=4)
     assert numbers(read_video(tmp_path / "slow.mp4", 16, 8, 32)) == [k // 2 for k in range(16)]

@@ -40,7 +40,8 @@ class Shown:
 def read_video(path: str | Path, frames: int, fps: float, size: int) -> Tensor:
     """A video file -> its first `frames` frames at `fps`: (3 f size size) in [-1, 1].
 
-    Frame k is the one on show k / fps seconds after the first, by the timestamps in the file.
+    Frame k is the one on show k / fps seconds after the first, by the timestamps in the file, which
+    are rounded: of a GIF to hundredths of a second.
     Raises UserError for a file that is no video, or too short.
     """
     path = Path(path)
@@ -49,11 +50,12 @@ def read_video(path: str | Path, frames: int, fps: float, size: int) -> Tensor:
     kept: list[Tensor] = []
     shown, first, end = None, 0.0, 0.0
     try:
-        length, decoded = _open(path)
+        length, tick, decoded = _open(path)
         for each in decoded:
             first = each.start if shown is None else first
             end = max(end, each.start + each.duration - first)
-            while shown and len(kept) < frames and len(kept) / fps < each.start - first - 1e-6:
+            begins = each.start - first - tick / 2 - 1e-6       # at the earliest
+            while shown and len(kept) < frames and len(kept) / fps < begins:
                 kept.append(shown.square(size))
             if len(kept) == frames:
                 break
@@ -93,8 +95,9 @@ def is_cut(path: Path) -> bool:
     return at > size
 
 
-def _open(path: Path) -> tuple[float | None, Iterator[Shown]]:
-    """How many seconds a file says that it has (None: not said), and what it shows, in order."""
+def _open(path: Path) -> tuple[float | None, float, Iterator[Shown]]:
+    """How many seconds a file says that it has (None: not said); what its times are multiples of;
+    and what it shows, in order."""
     try:
         image = Image.open(path, formats=ANIMATED)
     except UnidentifiedImageError:
@@ -103,10 +106,11 @@ def _open(path: Path) -> tuple[float | None, Iterator[Shown]]:
         length = stream.duration and float(stream.duration * stream.time_base)
         if length is None and len(container.streams) == 1 and container.duration:
             length = container.duration / av.time_base
-        return length, _decode(path, container, stream)
+        tick = min(float(stream.time_base or 0), 0.001)     # coarser are whole frames (AVI)
+        return length, tick, _decode(path, container, stream)
     if getattr(image, "n_frames", 1) == 1 and not image.info.get("duration"):
         raise UserError(f"{path}: a single image, not a video; take it away, or name a video")
-    return None, _animation(image)
+    return None, 0.01 if image.format == "GIF" else 0.001, _animation(image)
 
 
 def _animation(image: Image.Image) -> Iterator[Shown]:
