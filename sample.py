@@ -26,7 +26,7 @@ from customttt.run.data import OUTPUT
 from customttt.run.memory import keep_freed_memory
 from customttt.run.options import (add_model_flags, add_recipe_flags, check_prompt,
                                    chosen_settings, open_model, require_motion, say_base)
-from customttt.sampling import check_finite, decode_frames, sample_latents
+from customttt.sampling import finite_frames, sample_latents
 
 JOINED = OUTPUT / "ttt"
 
@@ -78,8 +78,7 @@ def main() -> None:
                              settings["frames"], settings["size"], args.seed, args.negative_prompt,
                              motion=args.motion)
     *_, z = tqdm(latents, desc="sampling", total=settings["sampling_steps"], unit="step")
-    check_finite(z)
-    write_frames(decode_frames(model, z), args.output, settings["fps"])
+    write_frames(finite_frames(model, z), args.output, settings["fps"])
     print(f"written: {args.output}")
 
 

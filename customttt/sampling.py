@@ -53,21 +53,31 @@ def latent_shape(model: Model, frames: int, size: int) -> tuple[int, int, int, i
 
 @torch.no_grad()
 def decode_frames(model: Model, latents: Tensor) -> Tensor:
-    """Latents (1 4 f h w) -> uint8 (f H W 3), one frame at a time, so that memory stays bounded."""
+    """Latents (1 4 f h w) -> uint8 (f H W 3)."""
+    return as_frames(decode_pixels(model, latents))
+
+
+def decode_pixels(model: Model, latents: Tensor) -> Tensor:
+    """Latents (1 4 f h w) -> (f 3 H W), one frame at a time, so that memory stays bounded."""
     latents = rearrange(latents, "1 c f h w -> f 1 c h w").to(model.device, model.dtype)
-    return torch.cat([as_frames(model.vae.decode(z)) for z in latents])
+    return torch.cat([model.vae.decode(z) for z in latents])
 
 
 def sample_video(model: Model, prompt: str | Sequence[str], *arguments, **named) -> Tensor:
     """The arguments of `sample_latents`, `latents` of one clip -> the clip, uint8 (f H W 3). Raises
     ValueError as it does, and UserError for a clip that is not finite."""
     *_, z = sample_latents(model, prompt, *arguments, **named)
-    check_finite(z)
-    return decode_frames(model, z)
+    return finite_frames(model, z)
 
 
-def check_finite(z: Tensor) -> None:
-    """Raises UserError for latents that are not finite: they would be a black clip."""
+@torch.no_grad()
+def finite_frames(model: Model, z: Tensor) -> Tensor:
+    """As `decode_frames`; raises UserError for what is not finite: it would be a black clip."""
     if not z.isfinite().all():
         raise UserError("--precision: the video is not finite; try fp32, or a smaller scale of the "
                         "LoRAs")
+    pixels = decode_pixels(model, z)
+    if not pixels.isfinite().all():
+        raise UserError("--precision: what the VAE decodes is not finite; try fp32, or another "
+                        "--vae")
+    return as_frames(pixels)

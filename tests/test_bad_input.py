@@ -414,7 +414,7 @@ def test_a_full_disk_when_sampling(call, small_disk, ending):
     (small_disk / "film").write_bytes(bytes(60_000))
     noisy = gradient(4, 64, 64).random_()       # does not fit into what is left
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sample, "decode_frames", lambda *_: noisy)
+        patch.setattr(sample, "finite_frames", lambda *_: noisy)
         answer = call("sample", "--output", small_disk / f"clip{ending}")
     assert_refused(answer, f"clip{ending}", "cannot be written (No space left on device)")
     assert [path.name for path in small_disk.iterdir()] == ["film"]

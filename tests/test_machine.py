@@ -246,6 +246,17 @@ def test_a_video_that_is_not_finite_is_no_black_clip():
         sample_video(model, "a bear", steps=1, frames=2, size=64)
 
 
+def test_what_a_vae_decodes_that_is_not_finite_is_no_black_clip(call, place, monkeypatch):
+    model = random_model()
+    model.vae.decoder.conv_out.weight.data.fill_(float("inf"))
+    with pytest.raises(UserError, match="--precision: what the VAE decodes is not finite"):
+        sample_video(model, "a bear", steps=1, frames=2, size=64)
+    monkeypatch.setattr("customttt.model.vae.VAE.decode",
+                        lambda self, z: torch.full((1, 3, 64, 64), float("nan")))
+    assert_refused(call("sample"), "not finite", "--precision")
+    assert not (place / "out/clip.png").exists()
+
+
 def test_a_video_that_is_not_finite_is_not_written(call, place, monkeypatch):
     monkeypatch.setattr("sample.sample_latents", lambda *_, **__: [torch.full((1, 4, 2, 8, 8),
                                                                               float("nan"))])
