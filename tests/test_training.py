@@ -166,6 +166,35 @@ def test_ctrl_c_while_a_sheet_is_drawn_saves_that_step(run_stage, monkeypatch, t
     assert (tmp_path / "adapter-000002.safetensors").exists()
 
 
+def test_a_run_killed_while_a_sheet_is_drawn_has_saved_that_step(run_stage, monkeypatch, tmp_path):
+    flags = ("--steps", "3", "--sheet-every", "2")
+    with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="power cut"):
+        def cut(*_):
+            raise RuntimeError("power cut")
+        patch.setattr(loop, "_write_sheet", cut)
+        run_stage("spatial", tmp_path, *flags)
+    assert torch.load(tmp_path / "checkpoint.pt", weights_only=True)["step"] == 2
+    drawn, write = [], loop._write_sheet
+    monkeypatch.setattr(loop, "_write_sheet", lambda *of: drawn.append(of[1]) or write(*of))
+    run_stage("spatial", tmp_path, *flags, "--resume")
+    assert drawn == [2, 3]
+    run_stage("spatial", tmp_path, *flags, "--resume")      # all is there: none is drawn again
+    assert drawn == [2, 3]
+
+
+def test_a_finished_run_that_goes_on_has_no_finished_lora_until_its_end(run_stage, monkeypatch,
+                                                                       tmp_path):
+    """Else the next stage and sample.py would take the shorter run's."""
+    run_stage("spatial", tmp_path, "--steps", "2")
+    with monkeypatch.context() as patch:
+        interrupt_at(patch, 1)
+        run_stage("spatial", tmp_path, "--steps", "4", "--resume")
+    assert {file.name for file in tmp_path.glob("*.safetensors")} == {
+        "adapter-000002.safetensors", "adapter-000003.safetensors"}
+    run_stage("spatial", tmp_path, "--steps", "4", "--resume")
+    assert (tmp_path / "adapter.safetensors").exists()
+
+
 def test_after_ctrl_c_a_sheet_waits_for_the_resumed_run(run_stage, monkeypatch, tmp_path):
     flags, sheet_file = ("--steps", "4", "--sheet-every", "2"), tmp_path / "sheet-000002.png"
     with monkeypatch.context() as patch:
@@ -512,7 +541,8 @@ def test_a_sheet_is_sampled_as_the_recipe_says(model, tmp_path, monkeypatch, mot
     monkeypatch.setattr(sheet, "write_frames", lambda frames, path, *_: seen.append(frames))
     settings = {"frames": 2, "size": 64, "sampling_steps": 3, "guidance": 4.0}
     sheet.sheet_writer(model, "a star", settings, 0, ((), ()), above, motion)(tmp_path / "a.png")
-    assert seen[0].shape[1] == 3 * 66 and (seen[0][0, :64, :64] == 9).all()     # not the small one
+    assert len(seen) == 1 + motion      # the sheet is last: where it is, its .gif is
+    assert seen[-1].shape[1] == 3 * 66 and (seen[-1][0, :64, :64] == 9).all()   # not the small one
 
 
 def test_resume_refuses_another_teacher(run_stage, adapters, tmp_path):

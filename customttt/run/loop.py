@@ -56,14 +56,16 @@ def fit(run: Run, resume: bool) -> tuple[bool, bool]:
     scaler = torch.amp.GradScaler(device.type, enabled=run.precision == "fp16")
     torch.manual_seed(stream_seed(run.seed, "dropout"))
     state = checkpoint.State(run, scaler, Draws(run.seed), device)
+    steps = run.settings["steps"]
     if resume:
         state.load()
-        if sheet_is_due(run, state.step):       # a kill may have come before it
-            _write_sheet(run, state.step, device)
+        if state.step < steps:      # else it would be taken for what this run trains
+            (run.folder / "adapter.safetensors").unlink(missing_ok=True)
+        if sheet_is_due(run, state.step) and not sheet_path(run, state.step).exists():
+            _write_sheet(run, state.step, device)       # a kill came before it
     else:
         checkpoint.start_afresh(run.folder)
 
-    steps = run.settings["steps"]
     saved = state.step if resume else None
     in_a_row, mean = 0, None        # steps that were not finite; running mean of the loss
     run.module.train()
@@ -87,10 +89,11 @@ def fit(run: Run, resume: bool) -> tuple[bool, bool]:
             skipped = {"skipped": state.skipped} if state.skipped else {}
             bar.set_postfix({"loss": f"{mean:.4f}"} | skipped, refresh=False)
             bar.update()
-            if state.step % run.checkpoint_every == 0 or state.step == steps:
+            sheet_due = sheet_is_due(run, state.step)       # it takes long: all is saved before it
+            if state.step % run.checkpoint_every == 0 or state.step == steps or sheet_due:
                 state.save()
                 saved = state.step
-            if sheet_is_due(run, state.step) and (state.step == steps or not interrupted()):
+            if sheet_due and (state.step == steps or not interrupted()):
                 _write_sheet(run, state.step, device)       # else as the run is resumed
         if saved != state.step:     # Ctrl-C
             state.save()
@@ -149,10 +152,14 @@ def sheet_is_due(run: Run, step: int) -> bool:
         step % run.sheet_every == 0 or step == run.settings["steps"])
 
 
+def sheet_path(run: Run, step: int) -> Path:
+    return run.folder / f"sheet-{step:06}.png"
+
+
 def _write_sheet(run: Run, step: int, device: torch.device) -> None:
     run.module.eval()
     with torch.no_grad(), autocast(device, run.precision):
-        run.write_sheet(run.folder / f"sheet-{step:06}.png")
+        run.write_sheet(sheet_path(run, step))
     run.module.train()
 
 

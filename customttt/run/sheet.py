@@ -41,9 +41,9 @@ def sheet_writer(model: Model, prompt: str, settings: dict, seed: int,
                 *_, z = ddim(model.unet, noise.to(model.device), text, empty, timesteps,
                              settings["guidance"], motion)
             clips.append(decode_frames(model, z))
-        write_frames(contact_sheet([clip[on_sheet(len(clip))] for clip in clips]), path)
         if motion:
             write_frames(side_by_side(clips, settings["frames"]), path.with_suffix(".gif"), fps)
+        write_frames(contact_sheet([clip[on_sheet(len(clip))] for clip in clips]), path)    # last
     return write
 
 
