@@ -1,6 +1,7 @@
 """Model files tell what they are, and are believed or refused, in a sentence that says what to do."""
 
 import json
+import os
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -20,6 +21,7 @@ from customttt.files.export import TARGETS, export
 from customttt.files.load import WEIGHTS
 from customttt.files.lora_files import find_lora, read_lora, save_lora
 from customttt.files.random_model import random_model
+from customttt.files.reading import read_tensors, write_tensors
 from customttt.files.save import save_model
 from customttt.files.tokenizers import read_tokenizer
 from customttt.lora import add_lora
@@ -277,6 +279,34 @@ def test_a_folder_of_animatediffpipeline(folder, tmp_path):
     assert load_model(apart).unet.config == other.unet.config
     assert same(load_model(folder, motion_module=apart, vae=apart), load_model(
         folder, motion_module=apart / "unet", vae=apart / "vae"))
+
+
+@pytest.mark.parametrize("alpha", [1, 0.5])
+def test_an_alpha_that_is_a_plain_number_counts(tmp_path, model, alpha):
+    stem = "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn1_to_q"
+    pair = {f"{stem}.lora_down.weight": torch.ones(2, 32), f"{stem}.lora_up.weight":
+            torch.ones(32, 2)}
+    torch.save(pair | {f"{stem}.alpha": alpha}, tmp_path / "number.pt")
+    torch.save(pair | {f"{stem}.alpha": torch.tensor(alpha)}, tmp_path / "tensor.pt")
+    number, tensor = (read_lora(tmp_path / f"{name}.pt", model.unet)
+                      for name in ("number", "tensor"))
+    assert number.unet.keys() == tensor.unet.keys()
+    [one], [other] = number.unet.values(), tensor.unet.values()
+    assert one.scale == other.scale == alpha / 2
+
+
+def test_a_torchscript_archive_is_named(tmp_path):
+    torch.jit.save(torch.jit.script(torch.nn.Linear(2, 2)), tmp_path / "ViT-B-32.pt")
+    refused(lambda: read_tensors(tmp_path / "ViT-B-32.pt"), "ViT-B-32.pt", "TorchScript archive",
+            "Hugging Face")
+
+
+def test_a_name_that_is_not_utf_8_is_no_damaged_file(tmp_path):
+    folder = Path(os.fsdecode(os.fsencode(tmp_path) + b"/s\xff"))
+    folder.mkdir()
+    write_tensors({"a": torch.zeros(1)}, tmp_path / "a.safetensors")
+    (tmp_path / "a.safetensors").rename(folder / "a.safetensors")
+    refused(lambda: read_tensors(folder / "a.safetensors"), "names in UTF-8 alone; rename")
 
 
 def test_a_bundled_embedding_is_named_and_the_lora_applies(tmp_path, model):

@@ -101,6 +101,8 @@ def read_tensors(path: str | Path) -> dict[str, Tensor]:
     content = content.get("state_dict", content) if isinstance(content, Mapping) else content
     if not isinstance(content, Mapping):
         raise UserError(f"{path}: holds no state dict of tensors; fetch it again")
+    content = {key: torch.tensor(value) if isinstance(value, (int, float))
+               and str(key).endswith(".alpha") else value for key, value in content.items()}
     inner = {f"{name}.{key}": value for name, some in content.items() if isinstance(some, Mapping)
              for key, value in some.items()}        # of embeddings: string_to_param
     tensors = {key: value for key, value in content.items() if isinstance(value, Tensor)} or inner
@@ -180,6 +182,11 @@ def read_weights(path: str | Path) -> dict[str, Tensor | Stored]:
 
 def _open_safetensors(path: Path):
     try:
+        str(path).encode()
+    except UnicodeEncodeError as error:
+        raise UserError(f"{path}: safetensors files are opened by names in UTF-8 alone; rename the "
+                        f"file, or its folder") from error
+    try:
         return safe_open(path, framework="pt")
     except FileNotFoundError as error:
         raise UserError(f"{path}: no such file") from error
@@ -205,6 +212,9 @@ def _unpickle(path: Path):
         raise UserError(f"{path}: refused, because it holds more than tensors, and unpickling that "
                         f"could run code; use the .safetensors file of this model") from error
     except Exception as error:
+        if "TorchScript" in str(error):
+            raise UserError(f"{path}: is a TorchScript archive, as OpenAI's own files of CLIP are; "
+                            f"use the weights alone, as Hugging Face has them") from error
         raise UserError(f"{path}: not a whole PyTorch file ({in_words(error)}); fetch it "
                         f"again") from error
 
