@@ -53,14 +53,14 @@ def latent_shape(model: Model, frames: int, size: int) -> tuple[int, int, int, i
 
 @torch.no_grad()
 def decode_frames(model: Model, latents: Tensor) -> Tensor:
-    """Latents (1 4 f h w) -> uint8 (f H W 3)."""
-    return as_frames(decode_pixels(model, latents))
+    """Latents (1 4 f h w) -> uint8 (f H W 3), one frame at a time, so that memory stays bounded."""
+    return torch.cat([as_frames(pixels) for pixels in decode_each(model, latents)])
 
 
-def decode_pixels(model: Model, latents: Tensor) -> Tensor:
-    """Latents (1 4 f h w) -> (f 3 H W), one frame at a time, so that memory stays bounded."""
+def decode_each(model: Model, latents: Tensor) -> Iterator[Tensor]:
+    """Latents (1 4 f h w) -> f times (1 3 H W)."""
     latents = rearrange(latents, "1 c f h w -> f 1 c h w").to(model.device, model.dtype)
-    return torch.cat([model.vae.decode(z) for z in latents])
+    return (model.vae.decode(z) for z in latents)
 
 
 def sample_video(model: Model, prompt: str | Sequence[str], *arguments, **named) -> Tensor:
@@ -76,8 +76,10 @@ def finite_frames(model: Model, z: Tensor) -> Tensor:
     if not z.isfinite().all():
         raise UserError("--precision: the video is not finite; try fp32, or a smaller scale of the "
                         "LoRAs")
-    pixels = decode_pixels(model, z)
-    if not pixels.isfinite().all():
-        raise UserError("--precision: what the VAE decodes is not finite; try fp32, or another "
-                        "--vae")
-    return as_frames(pixels)
+    frames = []
+    for pixels in decode_each(model, z):
+        if not pixels.isfinite().all():
+            raise UserError("--precision: what the VAE decodes is not finite; try fp32, or another "
+                            "--vae")
+        frames.append(as_frames(pixels))
+    return torch.cat(frames)

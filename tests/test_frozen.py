@@ -88,6 +88,11 @@ def test_a_large_linear_without_gradients_is_a_convolution_and_the_same(
     assert len(called) == (2 if quick else 0) and linear.weight.grad.abs().max() > 0
 
 
+def test_a_large_linear_refuses_another_width():
+    with torch.no_grad(), pytest.raises(RuntimeError):
+        Linear(256, 256)(torch.randn(1024, 512))
+
+
 @pytest.mark.parametrize("build, shape", [
     (lambda: FeedForward(8), (2, 5, 8)), (lambda: ResNet(8, 16, 4, 1e-5), (2, 8, 6, 6))])
 def test_what_is_made_again_is_not_kept_and_has_the_same_gradient(build, shape, monkeypatch):

@@ -337,7 +337,7 @@ def test_cotracker_is_shown_levels_of_0_to_255(monkeypatch):
     def model(video, grid_size):
         shown.append(video)
         return torch.zeros(1, video.shape[1], grid_size ** 2, 2), None
-    model.to = lambda device: model
+    model.parameters = lambda: iter([torch.zeros(1)])
     monkeypatch.setattr(tracks, "cotracker_model", lambda: model)
     assert tracks.cotracker([Image.new("RGB", (64, 64), "white")] * 3).shape == (3025, 3, 2)
     assert shown[0].shape == (1, 3, 3, 256, 256) and shown[0].max() == 255

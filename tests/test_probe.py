@@ -63,14 +63,17 @@ def test_motions_have_their_fidelity(call, tmp_path, monkeypatch):
 
     def scores(tracker):
         monkeypatch.setitem(probe.TRACKERS, "cotracker", tracker)
-        monkeypatch.setattr("customttt.paper.tracks.cotracker_model", lambda: None)
+        monkeypatch.setattr("customttt.paper.tracks.cotracker_model",
+                            lambda: SimpleNamespace(to=placed.append))
+        placed = []
         printed = call("motion", "--number", "1", "--tracker", "cotracker", "--output",
                        tmp_path / tracker.__name__)
         assert "| CLIP-T(p*) | minus none | motion fidelity | minus none | " in printed
         result = json.loads((tmp_path / tracker.__name__ / "probe-motion-seed-0.json").read_text())
         found = {name: each[2] for name, each in result["pairs"][0][1].items()}
-        zeros = [f"*p* in {name}* 1" for name, score in found.items() if score == 0]
+        zeros = [f"*layer {name}* 1" for name, score in found.items() if score == 0]
         assert f"motion fidelity is 0: {', '.join(zeros) or 'none'}." in printed
+        assert placed == ["cpu"]
         return found
 
     def scattered(frames):      # points at random, by a frame's bytes

@@ -101,7 +101,7 @@ def read_tensors(path: str | Path) -> dict[str, Tensor]:
     content = content.get("state_dict", content) if isinstance(content, Mapping) else content
     if not isinstance(content, Mapping):
         raise UserError(f"{path}: holds no state dict of tensors; fetch it again")
-    content = {key: torch.tensor(value) if isinstance(value, (int, float))
+    content = {key: torch.tensor(float(value)) if isinstance(value, (int, float))
                and str(key).endswith(".alpha") else value for key, value in content.items()}
     inner = {f"{name}.{key}": value for name, some in content.items() if isinstance(some, Mapping)
              for key, value in some.items()}        # of embeddings: string_to_param

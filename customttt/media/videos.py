@@ -40,8 +40,9 @@ class Shown:
 def read_video(path: str | Path, frames: int, fps: float, size: int) -> Tensor:
     """A video file -> its first `frames` frames at `fps`: (3 f size size) in [-1, 1].
 
-    Frame k is the one on show k / fps seconds after the first, by the timestamps in the file, which
-    are rounded: of a GIF to hundredths of a second.
+    Frame k is the one on show k / fps seconds after the first, by the timestamps in the file. They
+    are rounded, of a GIF to hundredths of a second: a frame that begins later by no more than that
+    can make is on show, too.
     Raises UserError for a file that is no video, or too short.
     """
     path = Path(path)
@@ -54,7 +55,8 @@ def read_video(path: str | Path, frames: int, fps: float, size: int) -> Tensor:
         for each in decoded:
             first = each.start if shown is None else first
             end = max(end, each.start + each.duration - first)
-            begins = each.start - first - tick / 2 - 1e-6       # at the earliest
+            # At the earliest: its own time was rounded, and the first one's, if it is not 0.
+            begins = each.start - first - tick * (0.5 if first == 0 else 1) - 1e-6
             while shown and len(kept) < frames and len(kept) / fps < begins:
                 kept.append(shown.square(size))
             if len(kept) == frames:
@@ -96,8 +98,8 @@ def is_cut(path: Path) -> bool:
 
 
 def _open(path: Path) -> tuple[float | None, float, Iterator[Shown]]:
-    """How many seconds a file says that it has (None: not said); what its times are multiples of;
-    and what it shows, in order."""
+    """How many seconds a file says that it has (None: not said); how finely its times are
+    rounded; and what it shows, in order."""
     try:
         image = Image.open(path, formats=ANIMATED)
     except UnidentifiedImageError:
@@ -106,7 +108,7 @@ def _open(path: Path) -> tuple[float | None, float, Iterator[Shown]]:
         length = stream.duration and float(stream.duration * stream.time_base)
         if length is None and len(container.streams) == 1 and container.duration:
             length = container.duration / av.time_base
-        tick = min(float(stream.time_base or 0), 0.001)     # coarser are whole frames (AVI)
+        tick = min(float(stream.time_base or 0), 1 / 600)   # coarser ones are whole frames (AVI)
         return length, tick, _decode(path, container, stream)
     if getattr(image, "n_frames", 1) == 1 and not image.info.get("duration"):
         raise UserError(f"{path}: a single image, not a video; take it away, or name a video")

@@ -13,18 +13,19 @@ from .frozen import Conv2d, direct_or_recomputed, is_large
 SHORT = 32          # tokens at most, and
 MANY = 2 ** 21      # bytes of queries: from there on `attend` is quicker as plain products
 PART = 4096         # tokens that a feed-forward takes at once where there are many, for memory
-MKL = torch.backends.mkl.is_available()     # PyTorch has its fp32 products from it then
-ROWS, WIDTH = 1024, 256                     # of a product: from there on oneDNN is quicker
+MKL = torch.backends.mkl.is_available()     # PyTorch multiplies by it then, in fp32
+ROWS, WIDTH = 1024, 256                     # of a product: from there on a convolution is quicker
 
 
 class Linear(nn.Linear):
     """y = W x + b; without gradients a large one is a 1x1 convolution on a CPU.
 
-    PyTorch has products from MKL, convolutions from oneDNN, the quicker one (docs/performance.md).
+    There PyTorch multiplies by MKL and convolves by oneDNN, which was the quicker one where it was
+    measured (docs/performance.md).
     """
 
     def forward(self, x: Tensor) -> Tensor:
-        rows = x.numel() // self.in_features
+        rows = x.numel() // x.shape[-1]
         large = rows >= ROWS and min(self.weight.shape) >= WIDTH
         if not (large and MKL and x.device.type == "cpu") or torch.is_grad_enabled():
             return super().forward(x)
@@ -122,7 +123,7 @@ class FeedForward(nn.Module):
         self.out = Linear(4 * width, width)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(b n d) -> (b n d). A large x goes in parts, for memory (frozen.py); the same values."""
+        """(b n d) -> (b n d). A large x goes in parts, for memory (frozen.py)."""
         if not is_large(x):
             return self.out(self.geglu(x))
         parts = x.flatten(end_dim=-2).split(PART)

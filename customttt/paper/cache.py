@@ -129,15 +129,15 @@ def files_of(path: Path) -> list[Path]:
 
 
 def learned_from(path: Path) -> list[Path]:
-    """What a stage reads of a folder of images or videos, and the text beside each; else as
+    """The images and videos in a folder that a stage may read, and the text beside each; else as
     `files_of`."""
     if not path.is_dir():
         return files_of(path)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")     # of what is left out: reading it will say so
         used = find_files([path], IMAGE_ENDINGS | VIDEO_ENDINGS, "image or video")
-    beside = [file.with_suffix(ending) for file in used for ending in CAPTIONS]
-    return [file for file in files_of(path) if file in {*used, *beside}]
+    counted = {*used, *(file.with_suffix(ending) for file in used for ending in CAPTIONS)}
+    return [file for file in files_of(path) if file in counted]
 
 
 def values_of(recipe: Recipe, args: argparse.Namespace | None = None) -> dict:

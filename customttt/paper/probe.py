@@ -154,7 +154,7 @@ def table(result: dict) -> str:
     text = markdown(head, lines)
     if kind == "motion":
         place = SCORES[kind]["motion fidelity"]
-        text += "\n\n" + zeros_text({f"p* in {name}": [scores[name][place] for scores in every]
+        text += "\n\n" + zeros_text({f"layer {name}": [scores[name][place] for scores in every]
                                      for name in every[0]})
     return text
 
@@ -180,7 +180,7 @@ def parse() -> argparse.Namespace:
     check_shared(args)
     if args.kind == "motion":
         args.tracker = args.tracker or "lucas-kanade"
-        check_tracker(args.tracker)
+        check_tracker(args.tracker, args.device)
     elif args.tracker is not None:
         raise UserError("--tracker: goes with motion; the clips of subjects are not tracked")
     return args

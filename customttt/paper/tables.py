@@ -278,7 +278,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 def check(args: argparse.Namespace) -> None:
     check_shared(args)
-    check_tracker(args.tracker)
+    check_tracker(args.tracker, args.device)
 
 
 def main() -> None:

@@ -5,7 +5,6 @@ Three sources, one form: OpenCV's pyramidal Lucas-Kanade, CoTracker where the us
 
 import functools
 import importlib
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -87,9 +86,9 @@ def cotracker_model() -> nn.Module:
 def cotracker(frames: Sequence[Image.Image]) -> Tensor:
     """Visibility is left aside, as in the published metric."""
     video = rearrange(resized(frames), "t h w c -> 1 t c h w").float()
-    device = f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if torch.cuda.is_available() else "cpu"
+    model = cotracker_model()
     with torch.no_grad():
-        tracks, _ = cotracker_model().to(device)(video.to(device), grid_size=GRID)
+        tracks, _ = model(video.to(next(model.parameters()).device), grid_size=GRID)
     return rearrange(tracks.cpu(), "1 t n two -> n t two")
 
 
@@ -101,10 +100,11 @@ def told_of_tracks(tracker: str | None) -> dict:
     return {"tracker": tracker, "resized by": tracker and FILTER.name}
 
 
-def check_tracker(name: str) -> None:
-    """Raise UserError now if what it needs is missing, and not after hours."""
+def check_tracker(name: str, device: str) -> None:
+    """Raise UserError now if what it needs is missing, and not after hours. CoTracker goes to the
+    device."""
     if name == "cotracker":
-        cotracker_model()
+        cotracker_model().to(device)
     else:
         evaluation_package("cv2")
 

@@ -22,7 +22,7 @@ def train(stage: Stage, args: argparse.Namespace, outdated: Iterable[Path] = ())
     this stage's flags. Returns False if Ctrl-C came."""
     model, precision = open_model(args, stage.motion)
     if model.device.type not in ("cpu", "cuda"):    # elsewhere a recomputed dropout would differ
-        raise UserError(f"--device {args.device}: training is for cpu and cuda")
+        raise UserError(f"--device {args.device}: training is for cpu and cuda; give one of them")
     settings = chosen_settings(args, stage.recipe, model)
     base_checksum = model.checksum()
     torch.manual_seed(stream_seed(args.seed, "lora"))
@@ -59,7 +59,7 @@ def add_training_flags(parser: argparse.ArgumentParser, stage: Stage | None) -> 
     parser.add_argument("--output", type=Path, help="folder (default: output/STAGE)")
     parser.add_argument("--resume", action="store_true", help="go on from the last checkpoint")
     parser.add_argument("--checkpoint-every", type=int, default=100, metavar="STEPS",
-                        help="default: %(default)s")
+                        help="also before each sheet and at the end (default: %(default)s)")
     parser.add_argument("--sheet-every", type=int, default=250, metavar="STEPS",
                         help="draw a contact sheet of samples every so many steps and at the end; "
                         "0: never (default: %(default)s)")
