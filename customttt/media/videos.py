@@ -41,8 +41,7 @@ def read_video(path: str | Path, frames: int, fps: float, size: int) -> Tensor:
     """A video file -> its first `frames` frames at `fps`: (3 f size size) in [-1, 1].
 
     Frame k is the one on show k / fps seconds after the first, by the timestamps in the file. They
-    are rounded, of a GIF to hundredths of a second: a frame that begins later by no more than that
-    can make is on show, too.
+    are rounded (a GIF's to hundredths of a second), and a frame may begin later by as much.
     Raises UserError for a file that is no video, or too short.
     """
     path = Path(path)

@@ -50,7 +50,7 @@ def markdown(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 
 def zeros_text(scores: Mapping[str, Sequence[float]]) -> str:
-    """Of each row, how often its motion fidelity is 0: no point was followed, or none moved."""
+    """Motion fidelities by row -> a sentence on those that are 0: nothing followed, or moving."""
     counts = {name: sum(score == 0 for score in each) for name, each in scores.items()}
     return ("Clips in which no moving point was followed, so that motion fidelity is 0: "
             + (", ".join(f"*{name}* {count}" for name, count in counts.items() if count) or "none")

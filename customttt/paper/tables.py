@@ -158,6 +158,7 @@ def text(result: dict) -> str:
 
 
 def unfollowed_text(result: dict) -> str:
+    """Of each row, the clips whose motion fidelity is 0."""
     column = result["metrics"].index("motion fidelity")
     return zeros_text({row: [scores[column] for name, _, _, scores in result["clips"]
                              if name == row] for row in result["rows"]})
