@@ -65,7 +65,7 @@ def main() -> None:
         loras = [JOINED] if any(JOINED.glob("[!.]*.safetensors")) else []
         if not loras:
             print(f"no LoRA: there is none in {JOINED}, and no --lora")
-    prompt = apply_loras(model, loras, args.motion)
+    prompt = apply_loras(model, loras, args.motion, settings)
     if args.prompt is not None:
         prompt = args.prompt
     if prompt is None:
@@ -82,7 +82,8 @@ def main() -> None:
     print(f"written: {args.output}")
 
 
-def apply_loras(model: Model, loras: list[str | Path], motion: bool) -> str | None:
+def apply_loras(model: Model, loras: list[str | Path], motion: bool,
+                settings: dict) -> str | None:
     """Merge the files into the model; `motion`: whether its motion modules are in. Returns the
     prompt that the last file says it is for."""
     prompt = None
@@ -95,7 +96,7 @@ def apply_loras(model: Model, loras: list[str | Path], motion: bool) -> str | No
             print(f"{path}: {sentence}")
         if not motion and any(map(is_motion, file.unet)):
             print(f"{path}: what it has for the motion modules does nothing with --no-motion")
-        say_base(path, file.metadata, model)
+        say_base(path, file.metadata, model, settings)
         prompt = file.metadata.get("prompt", prompt)
     merge_lora(model.unet)
     merge_lora(model.text_encoder)

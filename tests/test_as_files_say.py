@@ -278,8 +278,10 @@ def test_what_is_in_a_folder_is_used_or_named(tmp_path, recwarn):
         (tmp_path / name).touch()
     found = find_files([tmp_path], IMAGE_ENDINGS, "image")
     assert [str(p.relative_to(tmp_path)) for p in found] == ["a.png", "b.jfif", "10_cat/c.png"]
-    said, = (str(each.message) for each in recwarn)
-    assert said == (f"{tmp_path}: 8 files: 3 images used; left out: clip.mp4 (its ending says no "
+    inner, left = (str(each.message) for each in recwarn)
+    assert inner == (f"{tmp_path}: 1 of the 3 images used are in its sub-folders 10_cat; call a "
+                     f"folder without a number in front to leave it out")
+    assert left == (f"{tmp_path}: 8 files: 3 images used; left out: clip.mp4 (its ending says no "
                     f"image), lost.txt (its ending says no image), masks (a folder), notes.pdf "
                     f"(its ending says no image), 10_cat/d.raw (its ending says no image)")
 

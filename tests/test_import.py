@@ -554,7 +554,7 @@ def test_sample_merges_what_a_lora_has_for_the_text_encoder(tmp_path):
     stem = f"lora_te_{public.replace('.', '_')}"
     file = write({f"{stem}.lora_down.weight": down, f"{stem}.lora_up.weight": up,
                   f"{stem}.alpha": torch.tensor(1.0)}, tmp_path / "text.safetensors")
-    apply_loras(model, [f"{file}:0.5"], motion=True)
+    apply_loras(model, [f"{file}:0.5"], motion=True, settings={})
     after = linears(model.text_encoder)[name].weight
     assert torch.allclose(after - before, 0.5 * 0.5 * product(up, down), atol=1e-6)
 
@@ -580,7 +580,7 @@ def test_sample_says_what_a_lora_was_trained_on_and_what_is_left_out(tmp_path, m
                f"{stem}.lora_B.weight": torch.ones(96, 2),
                "bundle_emb.my_cat.string_to_param.*": torch.zeros(1, 96)}, file,
               {"base_model": "another", "prompt": "a bear"})
-    assert apply_loras(model, [file], motion=True) == "a bear"
+    assert apply_loras(model, [file], motion=True, settings={}) == "a bear"
     said = capsys.readouterr().out
     assert f"{file}: its embedding my_cat is left out: this code uses none\n" in said
     assert f"{file}: was trained on another, is used on tiny\n" in said

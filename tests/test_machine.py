@@ -429,14 +429,29 @@ def test_a_lora_of_another_base_is_said(tmp_path, capsys):
     def model(motion):
         return SimpleNamespace(name="tiny", unet=SimpleNamespace(
             config=SimpleNamespace(motion=motion)))
-    say_base(tmp_path / "a", {"base_model": "other"}, model(None))
-    say_base(tmp_path / "b", {"base_model": "tiny", "motion_version": "3"}, model(ANIMATEDIFF_V3))
-    say_base(tmp_path / "c", {"motion_version": "3"}, model(None))
-    say_base(tmp_path / "d", {"motion_version": "2"}, model(ANIMATEDIFF_V3))
+    say_base(tmp_path / "a", {"base_model": "other"}, model(None), {})
+    say_base(tmp_path / "b", {"base_model": "tiny", "motion_version": "3"}, model(ANIMATEDIFF_V3),
+             {})
+    say_base(tmp_path / "c", {"motion_version": "3"}, model(None), {})
+    say_base(tmp_path / "d", {"motion_version": "2"}, model(ANIMATEDIFF_V3), {})
     assert capsys.readouterr().out == (
         f"{tmp_path / 'a'}: was trained on other, is used on tiny\n"
         f"{tmp_path / 'd'}: was trained with a motion module of version 2, is used with version 3; "
         f"give the same with --motion-module or --motion-version\n")
+
+
+@pytest.mark.parametrize("metadata, said", [
+    ({"recipe": '{"size": 256, "fps": 12.0}'}, ["--size 256, is used with 64",
+                                                "--fps 12, is used with 8"]),
+    ({"recipe": '{"size": 64}', "fps": "7.5"}, ["--fps 7.5, is used with 8"]),     # joined
+    ({"recipe": '{"size": 64, "fps": 8}'}, []),
+    ({"size": "large"}, []), ({"recipe": "of my own"}, []), ({"recipe": "[1]"}, []),
+    ({"recipe": '{"size": "large"}'}, []), ({"recipe": f'{{"size": {10 ** 400}}}'}, []),
+    ({"recipe": "[" * 100_000}, [])])
+def test_a_lora_of_another_size_or_frame_rate_is_said(metadata, said, capsys):
+    model = SimpleNamespace(name="tiny", unet=SimpleNamespace(config=SimpleNamespace(motion=None)))
+    say_base(Path("a"), metadata, model, {"size": 64, "fps": 8.0})
+    assert capsys.readouterr().out == "".join(f"a: was trained with {each}\n" for each in said)
 
 
 def test_a_fault_of_the_code_is_no_sentence_on_memory(tmp_path, capsys):

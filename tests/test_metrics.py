@@ -322,6 +322,16 @@ def test_points_that_do_not_come_home_are_lost():
     assert len(tracks.grid(256, 256)) == 3025
 
 
+@pytest.mark.parametrize("size, fits", [((34, 2), False), ((2, 34), False), ((32, 2), True)])
+def test_narrow_frames_do_not_fill_the_memory(size, fits):
+    frames = [Image.new("RGB", size)] * 2
+    if fits:
+        assert max(tracks.resized(frames).shape) == tracks.NARROWEST * tracks.SIDE
+    else:
+        with pytest.raises(UserError, match=f"frames of {size[0]} x {size[1]} pixels are too narr"):
+            tracks.resized(frames)
+
+
 def test_a_video_against_itself_is_1():
     pytest.importorskip("cv2")
     video = TINY / "examples" / "motion.mp4"

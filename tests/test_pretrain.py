@@ -187,6 +187,13 @@ def test_bad_flags_are_a_sentence(flags, said, monkeypatch, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def test_each_process_of_torchrun_has_a_gpu_of_its_own(monkeypatch):
+    monkeypatch.setenv("LOCAL_RANK", "97")
+    monkeypatch.setattr("sys.argv", ["pretrain.py", "unet", "--device", "cuda"])
+    with pytest.raises(UserError, match="--device cuda:97: this machine has no such device"):
+        pretrain.main()
+
+
 @pytest.mark.parametrize("flags, sentence", [
     (["vae", "--number", "-5"], "--number -5: must be positive"),
     (["unet", "--guidance", "nan"], "--guidance nan: must be 0 or more"),

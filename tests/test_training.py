@@ -368,7 +368,7 @@ def test_log_metadata_and_files(run_stage, tmp_path):
     assert len(set(sums)) == 2 and all(len(each) == 64 for each in sums)
     assert metadata == {
         "format": "pt", "kind": "joined", "scale": "1", "step": "2", "spatial_rank": "4",
-        "temporal_rank": "4",
+        "temporal_rank": "4", "fps": "8.0",
         "base_model": "tiny", "motion_version": "3", "prompt": "a bear is lifting weights",
         "spatial_layers": "[1, 2, 6, 7, 8]", "spatial_prompt": "a bear",
         "appearance_prompt": "a bear is doing something", "temporal_layers": "[2, 3, 5, 6]",

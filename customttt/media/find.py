@@ -23,8 +23,8 @@ def find_files(paths: Sequence[str | Path], endings: set[str], what: str,
                flag: str = "--data") -> list[Path]:
     """Files as they are, folders replaced by the files in them that have one of the endings.
 
-    Sub-folders that are called as trainers want them (`10_cat`) are looked into. A warning names
-    what is left out of a folder. Raises UserError.
+    Sub-folders that are called as trainers want them (`10_cat`) are looked into; beside files that
+    are used, a warning names them. Another names what is left out of a folder. Raises UserError.
     """
     found = []
     for path in map(Path, paths):
@@ -53,6 +53,12 @@ def _in_folder(folder: Path, endings: set[str], what: str) -> list[Path]:
     if not used:
         raise UserError(f"{folder}: no {what} in this folder"
                         + (f": {named}" if left else "") + "; name another")
+    inner = [p for p in used if p.parent != folder]
+    if 0 < len(inner) < len(used):
+        places = ", ".join(dict.fromkeys(p.parent.name for p in inner))
+        warnings.warn(f"{folder}: {len(inner)} of the {len(used)} {what}s used are in its "
+                      f"sub-folders {places}; call a folder without a number in front to leave it "
+                      f"out", stacklevel=3)
     if len({p.name.partition("_")[0] for p in of_trainers}) > 1:
         warnings.warn(f"{folder}: each {what} counts once, whatever number its folder's name "
                       f"begins with", stacklevel=3)

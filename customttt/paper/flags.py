@@ -4,7 +4,6 @@ them."""
 import argparse
 import contextlib
 import io
-import os
 from pathlib import Path
 
 from ..errors import UserError
@@ -12,6 +11,7 @@ from ..recipes import EVERYWHERE, SMALL, Recipe
 from ..run.options import (add_model_flags, add_recipe_flags, chosen_settings, device_named,
                            open_model, require_motion)
 from .cache import OUTPUT
+from .ranks import own_device
 
 SAMPLED = Recipe(EVERYWHERE, SMALL)     # what a clip is sampled with
 COUNTS = ("prompts", "number", "combinations", "steps")     # flags, in one or another
@@ -34,8 +34,7 @@ def check_shared(args: argparse.Namespace) -> None:
         value = getattr(args, name, None)
         if value is not None and value < 1:
             raise UserError(f"--{name} {value}: must be positive")
-    if "LOCAL_RANK" in os.environ and args.device == "cuda":
-        args.device = f"cuda:{os.environ['LOCAL_RANK']}"
+    args.device = own_device(args.device)
     device_named(args.device)
     with contextlib.redirect_stdout(io.StringIO()):     # what it says, each process would say again
         model, _ = open_model(args)

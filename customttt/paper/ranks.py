@@ -52,6 +52,12 @@ def rank_of_ranks() -> tuple[int, int]:
     return int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
 
 
+def own_device(name: str) -> str:
+    """The device of this process: of "cuda", each process of torchrun has a GPU of its own."""
+    alone = name != "cuda" or "LOCAL_RANK" not in os.environ
+    return name if alone else f"cuda:{os.environ['LOCAL_RANK']}"
+
+
 def shared(jobs: Sequence[Callable[[], Result]], title: str) -> list[Result] | None:
     """Results of jobs that keep theirs in a cache; None in all processes but the first.
 

@@ -18,6 +18,7 @@ from ..files.reading import read_tensors
 from ..media.images import FILTER
 
 SIDE = 256          # pixels that the shorter side is resized to, so that a pixel means the same
+NARROWEST = 16      # times its shorter side, a frame's longer one at the most
 GRID = 55           # points along each side of the first frame, as in Yatim et al.'s code
 WINDOW, LEVELS = 21, 3      # Lucas-Kanade's window in pixels, and the halvings of its pyramid
 RETURN = 1.0        # pixels: a point that comes back farther away than this was lost
@@ -35,6 +36,9 @@ def evaluation_package(name: str):
 def resized(frames: Sequence[Image.Image]) -> Tensor:
     """Pillow images -> uint8 (t H W 3), the shorter side SIDE pixels."""
     width, height = frames[0].size
+    if max(width, height) > NARROWEST * min(width, height):     # it would fill the memory
+        raise UserError(f"frames of {width} x {height} pixels are too narrow to follow points in; "
+                        f"cut them to {NARROWEST}:1 at most")
     factor = SIDE / min(width, height)
     size = (round(width * factor), round(height * factor))
     images = [frame.convert("RGB").resize(size, FILTER) for frame in frames]

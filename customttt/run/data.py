@@ -28,7 +28,7 @@ from ..media.videos import read_video
 from ..model.model import Model
 from ..sampling import latent_shape
 from .checkpoint import is_of_a_run
-from .options import check_prompt, require_motion, say_base
+from .options import check_prompt, require_motion, say_base, trained_at
 from .stage import Job
 
 OUTPUT = Path("output")
@@ -147,9 +147,11 @@ def prepare_ttt(model: Model, settings: dict, args: Namespace) -> Job:
         if lacking := {f"{kind}_layers", "prompt", "rank"} - read.keys():
             raise UserError(f"--{kind} {file}: its metadata lacks {min(lacking)}; run --stage "
                             f"{kind} again")
-        say_base(file, read, model)
+        say_base(file, read, model, settings)
         metadata |= {f"{kind}_layers": read[f"{kind}_layers"], f"{kind}_prompt": read["prompt"],
                      f"{kind}_sha256": fingerprint([file]), f"{kind}_rank": read["rank"]}
+        if (fps := trained_at(read).get("fps")) is not None:
+            metadata["fps"] = fps
         above += kept_row(file)
 
     target, appearance, motion = joined_prompts(metadata, args)

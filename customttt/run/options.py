@@ -1,6 +1,7 @@
 """What both command lines share: flags for the model and for every number of a recipe."""
 
 import argparse
+import json
 import math
 import unicodedata
 from pathlib import Path
@@ -80,9 +81,9 @@ def open_model(args: argparse.Namespace, motion: bool = True) -> tuple[Model, st
     return model, precision
 
 
-def say_base(file: Path, metadata: dict, model: Model) -> None:
-    """Say where a LoRA was trained on another model than the one that it is used on, or with a
-    motion module of another version."""
+def say_base(file: Path, metadata: dict, model: Model, settings: dict) -> None:
+    """Say where a LoRA was trained on another model than the one that it is used on, with a motion
+    module of another version, or at another size or frame rate."""
     base = metadata.get("base_model", model.name)
     if base != model.name:
         print(f"{file}: was trained on {clipped(base)}, is used on {model.name}")
@@ -91,6 +92,19 @@ def say_base(file: Path, metadata: dict, model: Model) -> None:
         print(f"{file}: was trained with a motion module of version {clipped(version)}, is used "
               f"with version {motion.version}; give the same with --motion-module or "
               f"--motion-version")
+    for name, value in trained_at(metadata).items():
+        if settings.get(name, value) != value:
+            print(f"{file}: was trained with {flag(name)} {value:g}, is used with "
+                  f"{settings[name]:g}")
+
+
+def trained_at(metadata: dict) -> dict[str, float]:
+    """The size, and of a motion the frames a second, that a LoRA file of train.py names."""
+    try:
+        said = metadata | json.loads(metadata["recipe"])
+        return {name: float(said[name]) for name in ("size", "fps") if name in said}
+    except (KeyError, TypeError, ValueError, OverflowError, RecursionError):     # another tool's
+        return {}
 
 
 def require_motion(model: Model, instead: str = "") -> None:

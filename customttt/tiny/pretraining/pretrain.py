@@ -35,7 +35,7 @@ from tqdm import tqdm
 from ...errors import UserError, command_parser, in_words
 from ...files.reading import save_pickled
 from ...model import frozen
-from ...paper.ranks import rank_of_ranks
+from ...paper.ranks import own_device, rank_of_ranks
 from ...run.checkpoint import cut_log
 from ...run.options import device_named
 from . import images, objectives, videos
@@ -242,7 +242,7 @@ def main() -> None:
     for name, least in (("steps", 0), ("batch", 1), ("examples", 1), ("workers", 0)):
         if (value := getattr(arguments, name)) is not None and value < least:
             raise UserError(f"--{name} {value}: must be {least} or more")
-    machine = Machine(device_named(arguments.device), arguments.workers)
+    machine = Machine(device_named(own_device(arguments.device)), arguments.workers)
     if machine.device.type == "cuda":
         torch.set_float32_matmul_precision("high")
         torch.cuda.set_device(machine.device.index or 0)    # whose streams and graphs are used
