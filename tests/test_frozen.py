@@ -70,7 +70,7 @@ def test_a_convolution_that_is_trained_is_a_plain_one():
     (1024, 256, 320, True), (1023, 256, 320, False), (1024, 255, 320, False),
     (1024, 256, 255, False)])
 @pytest.mark.parametrize("bias", [False, True])
-def test_a_large_linear_without_gradients_is_a_convolution_and_the_same(
+def test_a_large_linear_is_a_convolution_and_the_same(
         rows, inputs, outputs, quick, bias, monkeypatch):
     linear, x, called = Linear(inputs, outputs, bias=bias), torch.randn(rows, inputs), []
     x = torch.stack([x, x], dim=1)[:, :1]       # (rows, 1, inputs), not contiguous
@@ -84,8 +84,17 @@ def test_a_large_linear_without_gradients_is_a_convolution_and_the_same(
         assert found.shape == (rows, 1, outputs) and found.dtype == dtype
         assert (found.float() - expected).norm() < within * expected.norm()
     assert len(called) == (2 if quick else 0)
-    linear(x.to(dtype)).sum().backward()
-    assert len(called) == (2 if quick else 0) and linear.weight.grad.abs().max() > 0
+
+    linear, x = linear.double(), x.double().requires_grad_()
+    gradient = torch.randn(rows, 1, outputs, dtype=torch.float64)
+    for trained in (False, True):
+        linear.requires_grad_(trained)
+        of = [x, *linear.parameters()] if trained else [x]
+        plain = nn.functional.linear(x, linear.weight, linear.bias)
+        for ours, theirs in zip(*(torch.autograd.grad(y, of, gradient) for y in (linear(x), plain))):
+            assert torch.allclose(ours, theirs, rtol=1e-12, atol=1e-12)
+        assert trained or kept(linear, x) == 0
+    assert len(called) == (5 if quick else 0)
 
 
 def test_a_large_linear_refuses_another_width():

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from .frozen import Conv2d, direct_or_recomputed, is_large
+from .frozen import Conv2d, convolve, direct_or_recomputed, is_large
 
 SHORT = 32          # tokens at most, and
 MANY = 2 ** 21      # bytes of queries: from there on `attend` is quicker as plain products
@@ -18,7 +18,7 @@ ROWS, WIDTH = 1024, 256                     # of a product: from there on a conv
 
 
 class Linear(nn.Linear):
-    """y = W x + b; without gradients a large one is a 1x1 convolution on a CPU.
+    """y = W x + b; a large one is a 1x1 convolution on a CPU.
 
     There PyTorch multiplies by MKL and convolves by oneDNN, which was the quicker one where it was
     measured (docs/performance.md).
@@ -27,10 +27,10 @@ class Linear(nn.Linear):
     def forward(self, x: Tensor) -> Tensor:
         rows = x.numel() // x.shape[-1]
         large = rows >= ROWS and min(self.weight.shape) >= WIDTH
-        if not (large and MKL and x.device.type == "cpu") or torch.is_grad_enabled():
+        if not (large and MKL and x.device.type == "cpu"):
             return super().forward(x)
         pixels = x.reshape(1, rows, 1, -1).permute(0, 3, 1, 2)      # channels-last: no copy
-        y = F.conv2d(pixels, self.weight[:, :, None, None], self.bias)
+        y = convolve(pixels, self.weight[:, :, None, None], self.bias)
         return y.permute(0, 2, 3, 1).reshape(*x.shape[:-1], -1)
 
 

@@ -24,28 +24,36 @@ class Conv2d(nn.Conv2d):
         super().__init__(inputs, outputs, size, stride, padding)     # no dilation, no groups
 
     def forward(self, x: Tensor) -> Tensor:
-        trained = self.weight.requires_grad or self.bias.requires_grad
-        if trained or not (x.requires_grad and torch.is_grad_enabled()):
-            return super().forward(x)
-        return _FrozenConvolution.apply(x, self.weight, self.bias, self.stride, self.padding)
+        return convolve(x, self.weight, self.bias, self.stride, self.padding)
+
+
+def convolve(x: Tensor, weight: Tensor, bias: Tensor | None, stride: tuple[int, int] = (1, 1),
+             padding: tuple[int, int] = (0, 0)) -> Tensor:
+    """F.conv2d; while the weight is frozen, x is not kept for the backward pass."""
+    trained = weight.requires_grad or bias is not None and bias.requires_grad
+    if trained or not (x.requires_grad and torch.is_grad_enabled()):
+        return F.conv2d(x, weight, bias, stride, padding)
+    return _FrozenConvolution.apply(x, weight, bias, stride, padding)
 
 
 class _FrozenConvolution(torch.autograd.Function):
     """The gradient of a convolution's input needs its weight and the gradient of its output."""
 
     @staticmethod
-    def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor, stride: tuple[int, int],
+    def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor | None, stride: tuple[int, int],
                 padding: tuple[int, int]) -> Tensor:
         ctx.save_for_backward(weight)
-        ctx.shape, ctx.dtype, ctx.stride, ctx.padding = x.shape, x.dtype, stride, padding
+        ctx.dtype, ctx.stride, ctx.padding = x.dtype, stride, padding
+        ctx.output_padding = [(n + 2 * p - k) % s         # columns at the end that no window reaches
+                    for n, k, s, p in zip(x.shape[2:], weight.shape[2:], stride, padding)]
         return F.conv2d(x, weight, bias, stride, padding)
 
     @staticmethod
     @once_differentiable
     def backward(ctx, gradient: Tensor) -> tuple[Tensor | None, ...]:
         weight, = ctx.saved_tensors
-        gradient = torch.nn.grad.conv2d_input(ctx.shape, weight.to(gradient.dtype), gradient,
-                                              ctx.stride, ctx.padding)
+        gradient = F.conv_transpose2d(gradient, weight.to(gradient.dtype), None, ctx.stride,
+                                      ctx.padding, ctx.output_padding)
         return gradient.to(ctx.dtype), None, None, None, None
 
 
