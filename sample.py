@@ -53,7 +53,8 @@ def main() -> None:
     model, _ = open_model(args)
     settings = chosen_settings(args, SAMPLING, model)
     check_fps(args.output, settings["fps"])
-    if args.fps is not None and args.output.suffix.lower() == ".png":
+    still = args.output.suffix.lower() == ".png"
+    if args.fps is not None and still:
         raise UserError("--fps: does nothing for a .png, a contact sheet; leave it out")
     if args.negative_prompt and settings["guidance"] == 1:
         raise UserError("--negative-prompt: does nothing with --guidance 1; leave it out")
@@ -65,7 +66,8 @@ def main() -> None:
         loras = [JOINED] if any(JOINED.glob("[!.]*.safetensors")) else []
         if not loras:
             print(f"no LoRA: there is none in {JOINED}, and no --lora")
-    prompt = apply_loras(model, loras, args.motion, settings)
+    shown = {"size": settings["size"]} | ({} if still else {"fps": settings["fps"]})
+    prompt = apply_loras(model, loras, args.motion, shown)
     if args.prompt is not None:
         prompt = args.prompt
     if prompt is None:
@@ -84,8 +86,8 @@ def main() -> None:
 
 def apply_loras(model: Model, loras: list[str | Path], motion: bool,
                 settings: dict) -> str | None:
-    """Merge the files into the model; `motion`: whether its motion modules are in. Returns the
-    prompt that the last file says it is for."""
+    """Merge the files into the model; `motion`: whether its motion modules are in. `settings`: size
+    and fps of the video. Returns the prompt that the last file says it is for."""
     prompt = None
     for given in loras:
         path, scale = split_scale(str(given))

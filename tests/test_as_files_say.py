@@ -287,11 +287,13 @@ def test_what_is_in_a_folder_is_used_or_named(tmp_path, recwarn):
 
 
 def test_repeats_in_the_names_of_folders_are_said_not_to_count(tmp_path):
-    for name in ("10_cat/a.png", "2_dog/b.png"):
-        (tmp_path / name).parent.mkdir()
+    for name in ("10_cat/a.png", "2_dog/b.png", "2_dog.txt"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
-    with pytest.warns(UserWarning, match="each image counts once, whatever number"):
+    with pytest.warns(UserWarning) as caught:
         assert len(find_files([tmp_path], IMAGE_ENDINGS, "image")) == 2
+    said, = (str(each.message) for each in caught)      # a folder's words are not left out
+    assert "each image counts once, whatever number" in said
 
 
 def test_a_folder_of_what_is_wanted_alone_is_quiet(tmp_path, recwarn):

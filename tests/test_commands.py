@@ -110,7 +110,7 @@ def test_ctrl_c_of_a_process_of_its_own_and_resume(trained, model_folder, monkey
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=60)
     assert process.returncode == 130 and "Traceback" not in err, err
-    assert "finishing this step; once more to stop at once, unsaved" in err
+    assert "finishing this step or sheet; once more to stop at once" in err
     assert out.endswith("stopped and saved; go on with the same command and --resume\n")
     done = torch.load(folder / "cut/checkpoint.pt", weights_only=True)["step"]
     assert done == len(log.read_text().splitlines()) >= 1

@@ -26,10 +26,10 @@ from customttt import UNet, load_lora, load_model, merge_lora
 from customttt.errors import UserError
 from customttt.files import keys
 from customttt.files.load import read_motion_module
-from customttt.files.lora_files import find_lora, read_lora
+from customttt.files.lora_files import find_lora, read_lora, save_lora
 from customttt.files.random_model import random_model
 from customttt.files.save import save_model
-from customttt.lora import wrapped
+from customttt.lora import add_lora, wrapped
 from customttt.model.motion import positional_encoding
 from customttt.model import config
 from customttt.run.options import check_together
@@ -436,6 +436,17 @@ def test_motion_lora_without_a_motion_module(tmp_path):
     path = write({key: torch.ones(2, 32)}, tmp_path / "motion.safetensors")
     with pytest.raises(UserError, match="a motion LoRA, but no motion module is loaded"):
         load_lora(random_model(motion_version=None).unet, path)
+
+
+def test_a_joined_lora_without_a_motion_module_leaves_its_motion_out(tmp_path):
+    unet = random_model().unet
+    for kind in ("spatial", "temporal"):
+        add_lora(unet, kind, (2,), rank=2)
+    save_lora(unet, tmp_path / "joined.safetensors")
+    file = load_lora(random_model(motion_version=None).unet, tmp_path / "joined.safetensors")
+    motion = sum("motion_modules" in key for key in load_file(tmp_path / "joined.safetensors"))
+    assert file.notes == [f"{motion} tensors for motion modules left out: none is loaded"]
+    assert file.unet and not any("motion_modules" in name for name in file.unet)
 
 
 # ------------------------------------------------------------------ VAE and motion module files

@@ -24,7 +24,7 @@ from customttt.recipes import SPATIAL, TEMPORAL
 from customttt.run import loop, options
 from customttt.run.lock import locked
 from customttt.run.memory import estimate, total
-from customttt.run.options import say_base
+from customttt.run.options import device_named, say_base
 from customttt.sampling import sample_video
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -408,6 +408,14 @@ def test_a_sheet_that_a_kill_left_undrawn_is_drawn(call, place):
 
 def test_unfinished_files_have_one_name():
     assert UNFINISHED == ".writing-"
+
+
+def test_a_full_device_is_not_a_missing_one(monkeypatch):
+    def full(*_, **__):
+        raise RuntimeError("CUDA error: out of memory")
+    monkeypatch.setattr(torch, "zeros", full)
+    with pytest.raises(UserError, match="--device cpu: the GPU's memory is full; wait, or name an"):
+        device_named("cpu")
 
 
 def test_a_full_gpu_is_a_sentence(capsys):

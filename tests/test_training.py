@@ -195,6 +195,62 @@ def test_a_finished_run_that_goes_on_has_no_finished_lora_until_its_end(run_stag
     assert (tmp_path / "adapter.safetensors").exists()
 
 
+def test_a_finished_run_that_goes_on_is_unfinished_from_its_first_step(run_stage, monkeypatch,
+                                                                      tmp_path):
+    run_stage("spatial", tmp_path, "--steps", "2")
+    with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="power cut"):
+        def cut(*_):
+            raise RuntimeError("power cut")
+        patch.setattr(loop, "update", cut)
+        run_stage("spatial", tmp_path, "--steps", "4", "--resume")
+    with pytest.raises(UserError, match=r"an unfinished run \(step 2 of 4\)"):
+        run_stage("spatial", tmp_path, "--steps", "4")
+
+
+def test_a_run_of_slow_steps_is_saved_in_between(run_stage, monkeypatch, tmp_path):
+    """However many steps there are between two checkpoints, a kill costs ten minutes at most."""
+    clock = itertools.count(step=400)       # seconds, at each look
+    monkeypatch.setattr("time.monotonic", lambda: next(clock))
+    run_stage("spatial", tmp_path, "--steps", "5")
+    assert {file.name for file in tmp_path.glob("adapter-*")} == {
+        "adapter-000002.safetensors", "adapter-000004.safetensors", "adapter-000005.safetensors"}
+
+
+@pytest.mark.parametrize("error, full", [
+    (torch.OutOfMemoryError("CUDA out of memory. Tried ..."), "the GPU's memory"),
+    (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling"), "the GPU's memory"),
+    (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried"), "the memory"),
+    (MemoryError(), "the memory")])
+def test_a_sheet_that_does_not_fit_into_memory_ends_no_run(run_stage, monkeypatch, tmp_path, error,
+                                                           full):
+    def write(path):
+        raise error
+    monkeypatch.setattr(run, "sheet_writer", lambda *_: write)
+    with pytest.warns(UserWarning, match=f"sheet-000002.png: not drawn, {full} is full; --sheet-ev"):
+        run_stage("spatial", tmp_path, "--steps", "3", "--sheet-every", "2")
+    assert len(log(tmp_path)) == 3 and (tmp_path / "adapter.safetensors").exists()
+    with pytest.warns(UserWarning, match="sheet-000003.png: not drawn"):
+        assert run_stage("spatial", tmp_path, "--steps", "3", "--sheet-every", "2", "--resume") == 0
+
+
+def test_another_fault_of_a_sheet_ends_a_run_that_has_its_lora(run_stage, monkeypatch, tmp_path):
+    def write(path):
+        raise RuntimeError("sizes of tensors")
+    monkeypatch.setattr(run, "sheet_writer", lambda *_: write)
+    with pytest.raises(RuntimeError, match="sizes of tensors"):
+        run_stage("spatial", tmp_path, "--steps", "2", "--sheet-every", "2")
+    assert (tmp_path / "adapter.safetensors").exists()
+
+
+def test_ctrl_c_in_the_middle_of_a_line_is_heard(monkeypatch):
+    def reentrant(*_, **__):
+        raise RuntimeError("reentrant call inside <_io.BufferedWriter name='<stderr>'>")
+    monkeypatch.setattr("builtins.print", reentrant)
+    with loop._until_interrupted() as interrupted:
+        signal.raise_signal(signal.SIGINT)
+        assert interrupted()
+
+
 def test_after_ctrl_c_a_sheet_waits_for_the_resumed_run(run_stage, monkeypatch, tmp_path):
     flags, sheet_file = ("--steps", "4", "--sheet-every", "2"), tmp_path / "sheet-000002.png"
     with monkeypatch.context() as patch:
@@ -306,6 +362,23 @@ def test_a_sheet_of_clips_plays_at_the_rate_that_was_learned(run_stage, tmp_path
         assert image.info["duration"] == 250
 
 
+def test_the_sheet_of_the_join_plays_at_the_rate_of_its_motion(run_stage, tmp_path):
+    run_stage("temporal", tmp_path / "motion", "--steps", "1", "--fps", "4")
+    run_stage("ttt", tmp_path / "ttt", "--steps", "1", "--sheet-every", "1", "--temporal",
+              tmp_path / "motion")
+    with Image.open(tmp_path / "ttt/sheet-000001.gif") as image:
+        assert image.info["duration"] == 250
+
+
+def test_a_row_of_a_sheet_that_is_not_finite_is_said(model, tmp_path, monkeypatch):
+    rows = iter([0.0, float("nan")])
+    monkeypatch.setattr(sheet, "ddim", lambda unet, noise, *_: iter([noise + next(rows)]))
+    settings = {"frames": 2, "size": 32, "sampling_steps": 1, "guidance": 1.0}
+    with pytest.warns(UserWarning, match=r"a\.png, row 2: --precision: the video is not finite"):
+        sheet.sheet_writer(model, "a star", settings, 0, ((), ()), [], True)(tmp_path / "a.png")
+    assert (tmp_path / "a.png").exists()
+
+
 def test_a_sheet_shows_eight_frames_at_most():
     for frames in range(1, 9):
         assert sheet.on_sheet(frames) == list(range(frames))
@@ -318,6 +391,10 @@ def test_a_run_of_another_kind_and_other_files_are_left_alone(run_stage, tmp_pat
     (tmp_path / "adapter_model.safetensors").write_text("somebody's")
     with pytest.raises(UserError, match="holds a spatial run, not a temporal one"):
         run_stage("temporal", tmp_path, "--steps", "1")
+    (tmp_path / "checkpoint.pt").unlink()
+    with pytest.raises(UserError, match="adapter.safetensors: a spatial LoRA, not a temporal one"):
+        run_stage("temporal", tmp_path, "--steps", "1")
+    assert (tmp_path / "adapter-000001.safetensors").exists()
     run_stage("spatial", tmp_path, "--steps", "1")
     assert (tmp_path / "adapter_model.safetensors").read_text() == "somebody's"
 
@@ -873,6 +950,20 @@ def test_the_join_says_what_its_loras_were_trained_on(model, adapters, tmp_path,
     model.name = "another"
     STAGES["ttt"].prepare(model, TTT.values(model.unet), args)
     assert capsys.readouterr().out.count(": was trained on tiny, is used on another\n") == 2
+
+
+def test_the_join_refuses_anothers_lora_by_its_kind_and_says_what_it_leaves_out(
+        run_stage, adapters, tmp_path, capsys):
+    foreign = tmp_path / "a.safetensors"        # its text encoder's half is none of stage ttt's
+    save_file({"lora_te_text_model_encoder_layers_0_mlp_fc1.lora_up.weight": torch.zeros(2, 2)},
+              foreign)
+    with pytest.raises(UserError, match="holds a foreign LoRA, not what --stage spatial trains"):
+        run_stage("ttt", tmp_path / "ttt", "--spatial", foreign)
+    with safe_open(adapters / "spatial" / "adapter.safetensors", "pt") as file:
+        tensors, metadata = {key: file.get_tensor(key) for key in file.keys()}, file.metadata()
+    save_file(tensors | {"bundle_emb.cat.string_to_param.*": torch.zeros(1, 8)}, foreign, metadata)
+    run_stage("ttt", tmp_path / "ttt", "--spatial", foreign, "--steps", "1")
+    assert f"{foreign}: its embedding cat is left out" in capsys.readouterr().out
 
 
 def test_a_row_above_the_sheet_that_cannot_be_drawn_is_said(tmp_path):

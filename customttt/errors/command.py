@@ -63,6 +63,17 @@ def _path(text: str) -> Path:
     return Path(text)
 
 
+def full_memory(error: BaseException) -> str | None:
+    """Which memory is full, if that is what an exception says."""
+    said = str(error)
+    if isinstance(error, torch.OutOfMemoryError) or "CUDA" in said and (
+            "out of memory" in said or "ALLOC_FAILED" in said):
+        return "the GPU's memory"
+    if isinstance(error, MemoryError) or "allocate memory" in said:     # torch, on a CPU
+        return "the memory"
+    return None
+
+
 def flag(name: str) -> str:
     """The flag of a setting: learning_rate -> --learning-rate."""
     return "--" + name.replace("_", "-")
@@ -82,16 +93,12 @@ def run_command(main) -> None:
                 sys.exit(code)
         except UserError as error:
             sys.exit(_fail(str(error), code=2))
-        except torch.OutOfMemoryError:
-            sys.exit(_fail(f"the GPU's memory is full; {LESS_MEMORY}", code=2))
-        except MemoryError:
-            sys.exit(_fail(f"the memory is full; {LESS_MEMORY}", code=2))
         except OSError as error:
             sys.exit(_fail(f"{error.filename or 'a file'}: {in_words(error)}", code=2))
-        except RuntimeError as error:
-            if "allocate memory" not in str(error):     # what torch says on a CPU
+        except (MemoryError, RuntimeError) as error:
+            if (full := full_memory(error)) is None:
                 raise
-            sys.exit(_fail(f"the memory is full; {LESS_MEMORY}", code=2))
+            sys.exit(_fail(f"{full} is full; {LESS_MEMORY}", code=2))
         except KeyboardInterrupt:
             sys.exit(_fail("stopped", code=STOPPED))
 

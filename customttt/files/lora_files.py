@@ -251,7 +251,7 @@ def _pair(path: Path, parts: dict, weight: Tensor, config: dict) -> Pair:
             or up.shape[:2] != (len(weight), rank)):
         raise UserError(f"{path}: a LoRA for another model: at {stem} its shapes are "
                         f"{tuple(up.shape)} x {tuple(down.shape)}, the weight is "
-                        f"{tuple(weight.shape)}")
+                        f"{tuple(weight.shape)}; give the model that it is for to --model")
     down, up = (floating(tensor, "cpu", torch.float32, f"{stem} ({part})", path)
                 for part, tensor in (("down", down), ("up", up)))
     if "alpha" not in parts:
@@ -273,6 +273,8 @@ def _explain_unknown(path: Path, unknown: list[str], tensors: dict[str, Tensor],
         return notes
     motion = unet.config.motion
     if motion is None and all("motion_modules" in key for key in unknown):
+        if some_known:
+            return [*notes, f"{len(unknown)} tensors for motion modules left out: none is loaded"]
         raise UserError(f"{path}: a motion LoRA, but no motion module is loaded; give "
                         f"--motion-module")
     if some_known and all(re.match(r"mid_block[._]motion_modules[._]", split_key(key)[0])

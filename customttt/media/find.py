@@ -45,7 +45,9 @@ def _in_folder(folder: Path, endings: set[str], what: str) -> list[Path]:
     for each in of_trainers:
         inside += sorted(p for p in each.iterdir() if not p.name.startswith("."))
     used = [p for p in inside if p.is_file() and p.suffix.lower() in endings]
-    captions = {p.with_suffix(ending) for p in used for ending in CAPTIONS}
+    captions = {place.with_name(place.name + ending) for ending in CAPTIONS
+                for place in {p.with_suffix("") for p in used}
+                | {p.parent for p in used if p.parent != folder}}
     left = [f"{p.relative_to(folder)} ({_reason(p, what)})" for p in inside
             if p not in used and p not in captions]
     named = ", ".join(left[:MOST_NAMED]) + (f" and {len(left) - MOST_NAMED} more"

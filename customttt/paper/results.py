@@ -129,10 +129,6 @@ def section(title: str, result: dict, runs: list[dict], kept: Path) -> list[str]
               "", tables.text(result), ""]
     if "motion fidelity" in result["metrics"]:
         lines += [tables.unfollowed_text(result), ""]
-        scored = result.get("scored with", {}).get("paper", {})
-        if "tracker" in scored and "resized by" not in scored:
-            lines += ["Its motion fidelity is of before the reference was resized as the clips "
-                      "are: it does not compare with that of tables made since.", ""]
     if name in tables.PAPER and {*tables.TRUTHS} <= {*result["metrics"]}:
         lines += ["How each metric goes along with the truth, over these clips, less the mean of "
                   "their row:", "", tables.correlation_text(

@@ -2,6 +2,7 @@
 
 import json
 import re
+import time
 from pathlib import Path
 
 import torch
@@ -9,8 +10,8 @@ from torch import Tensor
 
 from ..draws import Draws
 from ..errors import UserError, in_words, writing
-from ..files.checks import is_whole
-from ..files.reading import save_pickled
+from ..files.checks import clipped, is_whole
+from ..files.reading import read_metadata, save_pickled
 
 CHECKPOINT = "checkpoint.pt"
 OF_A_RUN = r"checkpoint\.pt|adapter(-\d{6,})?\.safetensors|sheet-\d{6,}\.(png|gif)"
@@ -23,6 +24,7 @@ class State:
     def __init__(self, run, scaler: torch.amp.GradScaler, draws: Draws, device: torch.device):
         self.run, self.scaler, self.draws = run, scaler, draws
         self.device, self.step, self.skipped = device, 0, 0
+        self.saved, self.saved_at = None, time.monotonic()      # the last step that was, and when
 
     def described(self) -> dict:
         """What a resumed run must share with the one before it (but for the steps)."""
@@ -43,6 +45,7 @@ class State:
             "draws": self.draws.state(), "cpu": torch.get_rng_state(),
             "cuda": torch.cuda.get_rng_state(self.device) if cuda else None}
         save_pickled(content, self.run.folder / CHECKPOINT)
+        self.saved, self.saved_at = self.step, time.monotonic()
 
     def load(self) -> None:
         """Put everything back as after the checkpoint's step. UserError for that of another run."""
@@ -91,6 +94,7 @@ class State:
         if self.device.type == "cuda":
             torch.cuda.set_rng_state(content["cuda"], self.device)
         self.step, self.skipped = int(content["step"]), int(content["skipped"])
+        self.saved = self.step
 
 
 def read_checkpoint(path: Path) -> dict:
@@ -116,10 +120,13 @@ def _unreadable(path: Path, error: Exception) -> UserError:
 def check_folder(folder: Path, kind: str, resume: bool) -> None:
     """Raise UserError, before any work, if a run of this kind cannot be resumed from the folder, or
     if one that starts there would throw away an unfinished one or one of another kind."""
-    path = folder / CHECKPOINT
+    path, trained = folder / CHECKPOINT, folder / "adapter.safetensors"
     if not path.exists():
         if resume:
             raise UserError(f"--resume: no {CHECKPOINT} in {folder}; leave --resume out to start")
+        if trained.exists() and (there := read_metadata(trained).get("kind", "foreign")) != kind:
+            raise UserError(f"{trained}: a {clipped(there)} LoRA, not a {kind} one, which would "
+                            f"take its place; give another --output")
         return
     content = read_checkpoint(path)
     done, steps, there = content["step"], content["run"]["steps"], content["run"].get("kind")

@@ -6,6 +6,7 @@ import math
 import signal
 import sys
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,10 +17,11 @@ from torch.optim import Optimizer
 from tqdm import tqdm
 
 from ..draws import Draws, stream_seed
-from ..errors import UserError, in_words
+from ..errors import UserError, full_memory, in_words
 from . import checkpoint
 
 MOST_SKIPPED = 20       # non-finite steps in a row that end a run
+MOST_LOST = 600         # seconds of work that a kill may cost, and the step that it falls in
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -59,14 +61,16 @@ def fit(run: Run, resume: bool) -> tuple[bool, bool]:
     steps = run.settings["steps"]
     if resume:
         state.load()
-        if state.step < steps:      # else it would be taken for what this run trains
+        if state.step < steps:      # a finished run that goes on is none
+            state.save()
             (run.folder / "adapter.safetensors").unlink(missing_ok=True)
+        else:
+            _save_trained(run)
         if sheet_is_due(run, state.step) and not sheet_path(run, state.step).exists():
             _write_sheet(run, state.step, device)       # a kill came before it
     else:
         checkpoint.start_afresh(run.folder)
 
-    saved = state.step if resume else None
     in_a_row, mean = 0, None        # steps that were not finite; running mean of the loss
     run.module.train()
     with _until_interrupted() as interrupted, tqdm(
@@ -90,17 +94,20 @@ def fit(run: Run, resume: bool) -> tuple[bool, bool]:
             bar.set_postfix({"loss": f"{mean:.4f}"} | skipped, refresh=False)
             bar.update()
             sheet_due = sheet_is_due(run, state.step)       # it takes long: all is saved before it
-            if state.step % run.checkpoint_every == 0 or state.step == steps or sheet_due:
+            if (state.step % run.checkpoint_every == 0 or state.step == steps or sheet_due
+                    or time.monotonic() - state.saved_at > MOST_LOST):
                 state.save()
-                saved = state.step
+            if state.step == steps:
+                _save_trained(run)
             if sheet_due and (state.step == steps or not interrupted()):
                 _write_sheet(run, state.step, device)       # else as the run is resumed
-        if saved != state.step:     # Ctrl-C
+        if state.saved != state.step:       # Ctrl-C
             state.save()
-    finished = state.step == steps
-    if finished:
-        run.save(run.folder / "adapter.safetensors", run.metadata | {"step": steps})
-    return finished, interrupted()
+    return state.step == steps, interrupted()
+
+
+def _save_trained(run: Run) -> None:
+    run.save(run.folder / "adapter.safetensors", run.metadata | {"step": run.settings["steps"]})
 
 
 def update(run: Run, scaler: torch.amp.GradScaler, draws: Draws, device: torch.device,
@@ -157,9 +164,16 @@ def sheet_path(run: Run, step: int) -> Path:
 
 
 def _write_sheet(run: Run, step: int, device: torch.device) -> None:
+    """Where memory does not suffice for a sheet, training goes on without it."""
     run.module.eval()
-    with torch.no_grad(), autocast(device, run.precision):
-        run.write_sheet(sheet_path(run, step))
+    try:
+        with torch.no_grad(), autocast(device, run.precision):
+            run.write_sheet(sheet_path(run, step))
+    except (MemoryError, RuntimeError) as error:
+        if (full := full_memory(error)) is None:
+            raise
+        warnings.warn(f"{sheet_path(run, step)}: not drawn, {full} is full; --sheet-every 0 leaves "
+                      f"sheets out, with --resume too", stacklevel=2)
     run.module.train()
 
 
@@ -172,7 +186,9 @@ def _until_interrupted() -> Iterator[Callable[[], bool]]:
         if came:
             raise KeyboardInterrupt
         came.append(number)
-        print("\nfinishing this step; once more to stop at once, unsaved", file=sys.stderr)
+        with contextlib.suppress(RuntimeError):     # it came in the middle of a line
+            print("\nfinishing this step or sheet; once more to stop at once, with what was saved "
+                  "before", file=sys.stderr)
 
     before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
     try:

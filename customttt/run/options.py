@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from ..errors import UserError, flag, in_words
+from ..errors import UserError, flag, full_memory, in_words
 from ..files.checks import clipped
 from ..files.load import load_model
 from ..media.find import MOST_CHARACTERS
@@ -118,6 +118,8 @@ def device_named(name: str) -> torch.device:
         device = torch.device(name)
         torch.zeros(1, device=device).item()        # "meta" has shapes alone
     except Exception as error:
+        if (full := full_memory(error)) is not None:
+            raise UserError(f"--device {name}: {full} is full; wait, or name another") from error
         raise UserError(f"--device {name}: this machine has no such device "
                         f"({in_words(error)})") from error
     return device

@@ -1,6 +1,7 @@
 """The contact sheet of a run: a row of samples for each combination of LoRAs that the stage shows;
 and as an animation, the rows side by side."""
 
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -9,11 +10,12 @@ from torch import Tensor
 
 from ..diffusion import ddim, ddim_timesteps
 from ..draws import stream_seed
+from ..errors import UserError
 from ..lora import lora_on
 from ..media.clips import FPS_RANGE, contact_sheet, write_frames
 from ..model.model import Model
 from ..recipes import SAMPLING
-from ..sampling import decode_frames, initial_noise
+from ..sampling import decode_frames, finite_frames, initial_noise
 
 COLUMNS = 8
 
@@ -40,7 +42,11 @@ def sheet_writer(model: Model, prompt: str, settings: dict, seed: int,
             with lora_on(model.unet, *names):
                 *_, z = ddim(model.unet, noise.to(model.device), text, empty, timesteps,
                              settings["guidance"], motion)
-            clips.append(decode_frames(model, z))
+            try:
+                clips.append(finite_frames(model, z))
+            except UserError as error:      # training may go well all the same
+                warnings.warn(f"{path}, row {len(clips) + 1}: {error}", stacklevel=2)
+                clips.append(decode_frames(model, z))
         if motion:
             write_frames(side_by_side(clips, settings["frames"]), path.with_suffix(".gif"), fps)
         write_frames(contact_sheet([clip[on_sheet(len(clip))] for clip in clips]), path)    # last

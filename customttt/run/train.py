@@ -21,15 +21,16 @@ def train(stage: Stage, args: argparse.Namespace, outdated: Iterable[Path] = ())
     stages, which a later --resume must not find; removed once nothing can be wrong any more with
     this stage's flags. Returns False if Ctrl-C came."""
     model, precision = open_model(args, stage.motion)
-    if model.device.type not in ("cpu", "cuda"):    # elsewhere a recomputed dropout would differ
+    # Elsewhere a dropout that is computed again (model/frozen.py) would differ.
+    if model.device.type not in ("cpu", "cuda"):
         raise UserError(f"--device {args.device}: training is for cpu and cuda; give one of them")
     settings = chosen_settings(args, stage.recipe, model)
     base_checksum = model.checksum()
     torch.manual_seed(stream_seed(args.seed, "lora"))
     job = stage.prepare(model, settings, args)
     model.unet.gradient_checkpointing = args.gradient_checkpointing
-    write_sheet = sheet_writer(model, job.prompt, settings, args.seed, stage.rows, job.above,
-                               stage.motion)
+    write_sheet = sheet_writer(model, job.prompt, job.metadata | settings, args.seed, stage.rows,
+                               job.above, stage.motion)
     model.text_encoder = model.vae.encoder = None       # their work is done: free the memory
 
     metadata = {"kind": stage.kind, "prompt": job.prompt, "base_model": model.name, "scale": 1,
@@ -59,7 +60,8 @@ def add_training_flags(parser: argparse.ArgumentParser, stage: Stage | None) -> 
     parser.add_argument("--output", type=Path, help="folder (default: output/STAGE)")
     parser.add_argument("--resume", action="store_true", help="go on from the last checkpoint")
     parser.add_argument("--checkpoint-every", type=int, default=100, metavar="STEPS",
-                        help="also before each sheet and at the end (default: %(default)s)")
+                        help="also every ten minutes, before each sheet and at the end (default: "
+                        "%(default)s)")
     parser.add_argument("--sheet-every", type=int, default=250, metavar="STEPS",
                         help="draw a contact sheet of samples every so many steps and at the end; "
                         "0: never (default: %(default)s)")
