@@ -37,7 +37,9 @@ def add_noise(z: Tensor, eps: Tensor, t: Tensor, t_from: int = -1) -> Tensor:
 
 def ddim_timesteps(steps: int) -> list[int]:
     """`steps` timesteps, largest first: 25 -> 961, 921, ..., 1, as AnimateDiff's scheduler has them
-    (diffusers' spacing "leading", offset 1). Raises ValueError for steps outside 1 to 999."""
+    (diffusers' spacing "leading", offset 1). Of few steps the first is low: 801 of five, 501 of
+    two; a single one is at 1, and leaves noise as it is. Raises ValueError for steps outside 1 to
+    999."""
     if not 1 <= steps < TIMESTEPS:
         raise ValueError(f"steps: 1 to {TIMESTEPS - 1}; got {steps}")
     return [k * (TIMESTEPS // steps) + 1 for k in reversed(range(steps))]

@@ -13,13 +13,13 @@ from .model.unet import UNet
 
 
 def spatial_loss(unet: UNet, z: Tensor, c: Tensor, eps: Tensor, t: Tensor) -> Tensor:
-    """Stage (a), motion modules out: E || UNet(x_t, t, c) - eps ||^2."""
+    """Stage (a), motion modules out: || UNet(x_t, t, c) - eps ||^2."""
     return noise_loss(unet(add_noise(z, eps, t), t, c, motion=False), eps)
 
 
 def temporal_loss(unet: UNet, z: Tensor, c: Tensor, eps: Tensor, t: Tensor,
                   k: int | None) -> Tensor:
-    """Stage (b): E || eps_hat - eps ||^2 + E || phi(eps_hat) - phi(eps) ||^2.
+    """Stage (b): || eps_hat - eps ||^2 + || phi(eps_hat) - phi(eps) ||^2.
 
     The second term is the appearance-debiased one (MotionDirector, Zhao et al. 2023);
     k None leaves it out.
@@ -31,17 +31,18 @@ def temporal_loss(unet: UNet, z: Tensor, c: Tensor, eps: Tensor, t: Tensor,
 
 def preservation_loss(unet: UNet, z_ref: Tensor, c: Tensor, eps: Tensor, t: Tensor,
                       t_ref: int = -1) -> Tensor:
-    """Stage (c): E || UNet(x_t, t, c) - eps ||^2, where x_t is z_ref noised by eps.
+    """Stage (c): || UNet(x_t, t, c) - eps ||^2, where x_t is z_ref noised by eps.
 
     z_ref: a teacher's reference latents, which stand at timestep t_ref; -1 is clean. The student is
-    on, under the target prompt c. Of z_s this is the appearance preservation loss, of z_t the
+    on, c is the target prompt's text. Of z_s this is the appearance preservation loss, of z_t the
     temporal preservation loss. With t_ref >= 0 eps is the noise since t_ref alone.
     """
     return noise_loss(unet(add_noise(z_ref, eps, t, t_ref), t, c), eps)
 
 
 def noise_loss(eps_hat: Tensor, eps: Tensor) -> Tensor:
-    """E || eps_hat - eps ||^2 (Ho et al. 2020, equation 14): the mean of all elements, in fp32."""
+    """|| eps_hat - eps ||^2: the mean of all elements, in fp32. Ho et al. (2020), equation 14, take
+    the mean over what a step draws, besides."""
     return F.mse_loss(eps_hat.float(), eps.float())
 
 

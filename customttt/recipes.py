@@ -1,5 +1,6 @@
-"""Every setting that is a flag, one a line: its value, where it comes from, what it is. What is
-fixed stands where it is used: the LoRA's scale and start in lora.py, beta in losses.py.
+"""Every setting of the three stages and of sampling, one a line: its value, where it comes from,
+what it is. What is fixed stands where it is used: the LoRA's scale and start in lora.py, beta in
+losses.py.
 
 "supplement" is the paper's supplementary material, section 1 unless said otherwise. "open" marks
 what it does not say: docs/method.md lists each with the alternative and the reason. "tiny" is what

@@ -4,7 +4,8 @@ Legend: z clean latents (b 4 f h w), c text embeddings (b 77 d), eps noise, t ti
 takes what it learns from, the stage's settings (recipes.py), `draw`, its random numbers (draws.py),
 and `backward`, which runs a loss's backward pass; gradients add up. A step calls it on each loss
 before it computes the next, so that one graph is held at a time; and inside the loss's `with
-lora_on`, if there is one, so that gradient checkpointing runs again with the same LoRAs.
+lora_on`, so that what the backward pass computes again (model/frozen.py) has the same LoRAs. In (a)
+and (b) the UNet holds one LoRA, which is on.
 """
 
 from collections.abc import Callable
@@ -50,8 +51,8 @@ def temporal_step(unet: UNet, z: Tensor, c: Tensor, settings: dict, draw: Draws,
 def ttt_step(unet: UNet, texts: Texts, shape: tuple[int, ...], settings: dict, draw: Draws,
              backward: Backward) -> tuple[Tensor, Tensor]:
     """Stage (c), test-time training: the student keeps to what each teacher samples (paper, the two
-    preservation losses). `texts`: of the four prompts, each (1 77 d). `shape`: of the latents,
-    (1 4 f h w).
+    preservation losses). `texts`: of the target prompt, of the two teachers' (appearance, motion)
+    and of no words, each (1 77 d). `shape`: of the latents, (1 4 f h w).
 
       z_s = DDIM(spatial teacher, "a teddy bear is doing something"), motion modules out
       z_t = DDIM(temporal teacher, "an object is lifting weights"), motion modules in

@@ -44,8 +44,9 @@ class _FrozenConvolution(torch.autograd.Function):
                 padding: tuple[int, int]) -> Tensor:
         ctx.save_for_backward(weight)
         ctx.dtype, ctx.stride, ctx.padding = x.dtype, stride, padding
+        sizes = zip(x.shape[2:], weight.shape[2:], stride, padding)
         ctx.output_padding = [      # rows and columns at the end that no window reaches
-            (n + 2 * p - k) % s for n, k, s, p in zip(x.shape[2:], weight.shape[2:], stride, padding)]
+            (n + 2 * p - k) % s for n, k, s, p in sizes]
         return F.conv2d(x, weight, bias, stride, padding)
 
     @staticmethod

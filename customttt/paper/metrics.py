@@ -288,9 +288,9 @@ def main() -> None:
         except UserError as error:
             raise UserError(f"{video}: {error}") from error
         rows[str(video)] = scores
-    print(table(rows))
+    print(f"judged by {args.clip}\n{table(rows)}")
     if args.output is not None:
-        write_json({"clip": args.clip.name, "definition": args.definition,
+        write_json({"clip": str(args.clip), "definition": args.definition,
                     "tracker": trackers(args), "videos": rows}, args.output)
 
 

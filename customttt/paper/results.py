@@ -160,7 +160,9 @@ def main() -> None:
                         f"python -m customttt.paper.probe subject")
     copy(files.values(), kept)
     lines = ["# Results", "", "Made by `python -m customttt.paper.results` from the files beside "
-             "it, each by the command above its table.", ""]
+             "it, each by the command above its table, with one seed for all its trainings. Where "
+             "the judge is not the paper's CLIP, scores are of another scale: signs of differences "
+             "compare with the paper's, sizes do not.", ""]
     for name in sorted(found, key=lambda name: [*TITLES, name].index(name)):
         lines += section(TITLES.get(name, name), *found[name], kept)
     page = kept.with_name(f"{kept.name}.md")

@@ -21,10 +21,11 @@ from torch import Tensor
 
 from ..draws import stream_seed
 from ..errors import UserError
+from ..files.checks import clipped
 from ..files.lora_files import load_lora
 from ..files.reading import read_json, write_json
 from ..media.clips import to_images, write_frames
-from ..media.find import IMAGE_ENDINGS, find_files
+from ..media.find import IMAGE_ENDINGS, caption_beside, find_files
 from ..recipes import SAMPLING
 from ..run.data import fingerprint
 from ..run.options import chosen_settings, open_model
@@ -61,6 +62,16 @@ class Group:
     def words(self) -> re.Pattern:
         """The subject's words in a prompt, with the article before them."""
         return re.compile(rf"(?<!\w)(?:(?i:an?|the) )?{re.escape(self.subject)}(?!\w)")
+
+    def check(self) -> None:
+        """Raise UserError for images that cannot be read, or for other words beside a file, which
+        stages would learn it under."""
+        self.subject_images()
+        images = find_files([self.images], IMAGE_ENDINGS, "image")
+        for file, words in (*((each, self.subject) for each in images), (self.video, self.motion)):
+            if (beside := caption_beside(file)) not in (None, words):
+                raise UserError(f"{file}: the text beside it says \"{clipped(beside)}\", the "
+                                f"protocol \"{words}\"; make them the same, or remove the text")
 
     def subject_images(self) -> list[Image.Image]:
         return [open_image(file) for file in find_files([self.images], IMAGE_ENDINGS, "image")]

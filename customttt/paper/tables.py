@@ -232,6 +232,7 @@ def make(args: argparse.Namespace, name: str, units: Sequence[Unit], scorers: Se
     for row in dict.fromkeys(unit.row for unit in units):
         check_flags(row)
     for group in dict.fromkeys(unit.group for unit in units):
+        group.check()
         for scorer in scorers:
             scorer.check(group)
     start_ranks(args.device)

@@ -176,8 +176,8 @@ def joined_prompts(metadata: dict, args: Namespace) -> tuple[str, str, str]:
         (args.prompt, f"{spatial} is {doing}"),
         (args.appearance_prompt, f"{spatial} is doing something"),
         (args.motion_prompt, f"an object is {doing}")))
-    for text, name in zip(prompts, ("--prompt", "--appearance-prompt", "--motion-prompt")):
-        check_prompt(text, name)
+    for prompt, name in zip(prompts, ("--prompt", "--appearance-prompt", "--motion-prompt")):
+        check_prompt(prompt, name)
     print("target: {}\nspatial teacher: {}\ntemporal teacher: {}".format(*prompts))
     return prompts
 
