@@ -115,6 +115,8 @@ class _Steady:
     def write(self, text: str) -> int:
         try:
             return self.stream.write(text)
+        except BlockingIOError:             # the reader is slow: this is lost, and no more
+            pass
         except (OSError, ValueError):       # the reader is gone; the stream is closed
             self._to_nobody()
         return len(text)
@@ -122,6 +124,8 @@ class _Steady:
     def flush(self) -> None:
         try:
             self.stream.flush()
+        except BlockingIOError:
+            pass
         except (OSError, ValueError):
             self._to_nobody()
 
