@@ -40,6 +40,7 @@ def trained(monkeypatch):
 @pytest.fixture
 def protocol(tmp_path, model_folder):
     shutil.copytree(model_folder / "examples", tmp_path / "data")
+    (tmp_path / "data" / "motion.txt").unlink()     # it says more than the protocol
     file = tmp_path / "data" / "protocol.json"
     file.write_text(json.dumps({"groups": [{
         "images": "subject", "subject": "a teddy bear", "video": "motion.mp4",
@@ -568,6 +569,21 @@ def test_a_lora_made_of_other_loras_is_another(tmp_path, monkeypatch):
 def test_flags_of_sampling_are_checked_before_anything_is_trained(call, trained, flags, said):
     with pytest.raises(UserError, match=said):
         call(4, *flags)
+    assert trained == []
+
+
+def test_a_groups_files_are_checked_before_anything_is_trained(call, protocol, trained):
+    image, video = sorted((protocol.parent / "subject").glob("*.png"))[-1], "motion.mp4"
+    for file, words in ((image.with_suffix(".txt"), "a blue bear"),
+                        ((protocol.parent / video).with_suffix(".txt"), "a ball is circling")):
+        file.write_text(words)
+        with pytest.raises(UserError, match=f'the text beside it says "{words}", the protocol "a'):
+            call(4)
+        file.unlink()
+    image.with_suffix(".txt").write_text("a teddy bear")        # the protocol's words
+    image.write_bytes(b"no image")
+    with pytest.raises(UserError, match=f"{image.name}: not an image that can be read"):
+        call(4)
     assert trained == []
 
 

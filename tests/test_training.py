@@ -25,6 +25,7 @@ from customttt.diffusion import add_noise, alpha_bar, ddim, ddim_timesteps
 from customttt.draws import Draws, stream_seed
 from customttt.errors import UserError
 from customttt.lion import Lion
+from customttt.files.lora_files import text_stems
 from customttt.lora import add_lora, wrapped
 from customttt.losses import noise_loss
 from customttt.media.clips import as_frames, write_frames
@@ -219,6 +220,7 @@ def test_a_run_of_slow_steps_is_saved_in_between(run_stage, monkeypatch, tmp_pat
 @pytest.mark.parametrize("error, full", [
     (torch.OutOfMemoryError("CUDA out of memory. Tried ..."), "the GPU's memory"),
     (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling"), "the GPU's memory"),
+    (RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"), "the GPU's memory"),
     (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried"), "the memory"),
     (MemoryError(), "the memory")])
 def test_a_sheet_that_does_not_fit_into_memory_ends_no_run(run_stage, monkeypatch, tmp_path, error,
@@ -331,6 +333,15 @@ def test_a_run_of_before_files_told_the_motion_version_goes_on(run_stage, tmp_pa
     torch.save(content, tmp_path / "checkpoint.pt")
     run_stage("temporal", tmp_path, "--steps", "2", "--resume")
     assert (tmp_path / "adapter-000002.safetensors").exists()
+
+
+def test_a_join_of_before_files_told_the_frame_rate_goes_on(run_stage, tmp_path):
+    run_stage("ttt", tmp_path, "--steps", "1")
+    content = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
+    assert content["run"].pop("fps") == 8
+    torch.save(content, tmp_path / "checkpoint.pt")
+    run_stage("ttt", tmp_path, "--steps", "2", "--resume")
+    assert len(log(tmp_path)) == 2
 
 
 def test_training_is_refused_where_recomputed_dropout_would_differ(run_stage, tmp_path,
@@ -953,10 +964,13 @@ def test_the_join_says_what_its_loras_were_trained_on(model, adapters, tmp_path,
 
 
 def test_the_join_refuses_anothers_lora_by_its_kind_and_says_what_it_leaves_out(
-        run_stage, adapters, tmp_path, capsys):
-    foreign = tmp_path / "a.safetensors"        # its text encoder's half is none of stage ttt's
-    save_file({"lora_te_text_model_encoder_layers_0_mlp_fc1.lora_up.weight": torch.zeros(2, 2)},
-              foreign)
+        run_stage, model, adapters, tmp_path, capsys):
+    foreign, encoder = tmp_path / "a.safetensors", model.text_encoder       # as kohya's has it
+    stem, (_, name) = next((stem, of) for stem, of in text_stems(encoder).items()
+                           if stem.startswith("lora_te_"))
+    outputs, inputs = encoder.get_submodule(name).weight.shape
+    save_file({f"{stem}.lora_up.weight": torch.zeros(outputs, 2),
+               f"{stem}.lora_down.weight": torch.zeros(2, inputs)}, foreign)
     with pytest.raises(UserError, match="holds a foreign LoRA, not what --stage spatial trains"):
         run_stage("ttt", tmp_path / "ttt", "--spatial", foreign)
     with safe_open(adapters / "spatial" / "adapter.safetensors", "pt") as file:

@@ -66,8 +66,8 @@ def _path(text: str) -> Path:
 def full_memory(error: BaseException) -> str | None:
     """Which memory is full, if that is what an exception says."""
     said = str(error)
-    if isinstance(error, torch.OutOfMemoryError) or "CUDA" in said and (
-            "out of memory" in said or "ALLOC_FAILED" in said):
+    if (isinstance(error, torch.OutOfMemoryError) or "ALLOC_FAILED" in said
+            or "CUDA" in said and "out of memory" in said):
         return "the GPU's memory"
     if isinstance(error, MemoryError) or "allocate memory" in said:     # torch, on a CPU
         return "the memory"
@@ -115,8 +115,6 @@ class _Steady:
     def write(self, text: str) -> int:
         try:
             return self.stream.write(text)
-        except BlockingIOError:             # the reader is slow: this is lost, and no more
-            pass
         except (OSError, ValueError):       # the reader is gone; the stream is closed
             self._to_nobody()
         return len(text)
@@ -124,8 +122,6 @@ class _Steady:
     def flush(self) -> None:
         try:
             self.stream.flush()
-        except BlockingIOError:
-            pass
         except (OSError, ValueError):
             self._to_nobody()
 

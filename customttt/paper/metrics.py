@@ -36,7 +36,7 @@ from ..media.find import IMAGE_ENDINGS, find_files
 from ..media.images import image_formats, what_to_do
 from ..media.videos import ANIMATED, best_stream, display_matrix, read_video, turned
 from ..run.options import check_prompts, device_named
-from .clip import Embedder, all_clip_files, load_clip
+from .clip import Embedder, all_clip_files, clip_fingerprint, load_clip
 from .intervals import markdown
 from .tracks import ENDINGS, SIDE, TRACKERS, read_tracks
 
@@ -290,7 +290,7 @@ def main() -> None:
         rows[str(video)] = scores
     print(f"judged by {args.clip}\n{table(rows)}")
     if args.output is not None:
-        write_json({"clip": str(args.clip), "definition": args.definition,
+        write_json({"clip": args.clip.name, "judge": clip_fingerprint(args.clip), "definition": args.definition,
                     "tracker": trackers(args), "videos": rows}, args.output)
 
 

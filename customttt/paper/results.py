@@ -161,8 +161,8 @@ def main() -> None:
     copy(files.values(), kept)
     lines = ["# Results", "", "Made by `python -m customttt.paper.results` from the files beside "
              "it, each by the command above its table, with one seed for all its trainings. Where "
-             "the judge is not the paper's CLIP, scores are of another scale: signs of differences "
-             "compare with the paper's, sizes do not.", ""]
+             "the judge is not the paper's CLIP, scores are of another scale: the sizes of "
+             "differences say little beside the paper's, the signs more.", ""]
     for name in sorted(found, key=lambda name: [*TITLES, name].index(name)):
         lines += section(TITLES.get(name, name), *found[name], kept)
     page = kept.with_name(f"{kept.name}.md")

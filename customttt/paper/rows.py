@@ -8,6 +8,7 @@ import argparse
 import hashlib
 import json
 import re
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -66,15 +67,20 @@ class Group:
     def check(self) -> None:
         """Raise UserError for images that cannot be read, or for other words beside a file, which
         stages would learn it under."""
-        self.subject_images()
-        images = find_files([self.images], IMAGE_ENDINGS, "image")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")     # of what is left out: training will say so
+            self.subject_images()
+            images = self.image_files()
         for file, words in (*((each, self.subject) for each in images), (self.video, self.motion)):
             if (beside := caption_beside(file)) not in (None, words):
                 raise UserError(f"{file}: the text beside it says \"{clipped(beside)}\", the "
                                 f"protocol \"{words}\"; make them the same, or remove the text")
 
+    def image_files(self) -> list[Path]:
+        return find_files([self.images], IMAGE_ENDINGS, "image")
+
     def subject_images(self) -> list[Image.Image]:
-        return [open_image(file) for file in find_files([self.images], IMAGE_ENDINGS, "image")]
+        return [open_image(file) for file in self.image_files()]
 
 
 @dataclass(frozen=True)

@@ -53,8 +53,9 @@ class State:
         content = read_checkpoint(folder / CHECKPOINT)
         before = content["run"]
         # Not compared: steps, which may grow; the recipe, whose settings are compared one by one;
-        # the motion module's version, which base_weights tells.
-        free = ("steps", "recipe", "motion_version")
+        # the motion module's version, which base_weights tells, and the frame rate of stage ttt,
+        # which is the temporal LoRA's.
+        free = ("steps", "recipe", "motion_version") + (("fps",) if "fps" not in before else ())
         changed = [key for key in now if key not in free and before.get(key) != now[key]]
         if changed:
             key = changed[0]

@@ -20,7 +20,6 @@ from tqdm import tqdm
 from ..draws import stream_seed
 from ..errors import UserError, in_words
 from ..files.lora_files import find_lora, load_lora
-from ..files.reading import read_metadata
 from ..lora import add_lora
 from ..media.clips import as_frames
 from ..media.find import IMAGE_ENDINGS, VIDEO_ENDINGS, caption_beside, find_files
@@ -140,14 +139,14 @@ def prepare_ttt(model: Model, settings: dict, args: Namespace) -> Job:
     for kind, given in (("spatial", args.spatial), ("temporal", args.temporal)):
         file = find_lora(given, f"--{kind}", f"run --stage {kind} first")
         check_lora_apart(args.output, file, f"the {kind} LoRA")
-        read = read_metadata(file)
+        read = load_lora(model.unet, file, name=f"{kind}_teacher",
+                         text_encoder=model.text_encoder).metadata      # other tools' have one
         if read.get("kind") != kind:
             raise UserError(f"--{kind} {file}: holds a {read.get('kind', 'foreign')} LoRA, not "
                             f"what --stage {kind} trains")
         if lacking := {f"{kind}_layers", "prompt", "rank"} - read.keys():
             raise UserError(f"--{kind} {file}: its metadata lacks {min(lacking)}; run --stage "
                             f"{kind} again")
-        load_lora(model.unet, file, name=f"{kind}_teacher")
         for note in load_lora(model.unet, file, name=kind, dropout=settings["dropout"]).notes:
             print(f"{file}: {note}")
         say_base(file, read, model, settings)

@@ -21,7 +21,7 @@ from ..errors import UserError, full_memory, in_words
 from . import checkpoint
 
 MOST_SKIPPED = 20       # non-finite steps in a row that end a run
-MOST_LOST = 600         # seconds of work that a kill may cost, and the step that it falls in
+MOST_LOST = 600         # seconds of training that a kill may cost, and the step that it falls in
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -61,7 +61,7 @@ def fit(run: Run, resume: bool) -> tuple[bool, bool]:
     steps = run.settings["steps"]
     if resume:
         state.load()
-        if state.step < steps:      # a finished run that goes on is none
+        if state.step < steps:      # if it was finished, it is unfinished from here on
             state.save()
             (run.folder / "adapter.safetensors").unlink(missing_ok=True)
         else:
@@ -101,6 +101,7 @@ def fit(run: Run, resume: bool) -> tuple[bool, bool]:
                 _save_trained(run)
             if sheet_due and (state.step == steps or not interrupted()):
                 _write_sheet(run, state.step, device)       # else as the run is resumed
+                state.saved_at = time.monotonic()
         if state.saved != state.step:       # Ctrl-C
             state.save()
     return state.step == steps, interrupted()

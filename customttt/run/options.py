@@ -102,7 +102,8 @@ def trained_at(metadata: dict) -> dict[str, float]:
     """The size, and of a motion the frames a second, that a LoRA file of train.py names."""
     try:
         said = metadata | json.loads(metadata["recipe"])
-        return {name: float(said[name]) for name in ("size", "fps") if name in said}
+        found = {name: float(said[name]) for name in ("size", "fps") if name in said}
+        return {name: value for name, value in found.items() if math.isfinite(value)}
     except (KeyError, TypeError, ValueError, OverflowError, RecursionError):     # another tool's
         return {}
 
