@@ -41,8 +41,8 @@ def preservation_loss(unet: UNet, z_ref: Tensor, c: Tensor, eps: Tensor, t: Tens
 
 
 def noise_loss(eps_hat: Tensor, eps: Tensor) -> Tensor:
-    """|| eps_hat - eps ||^2: the mean of all elements, in fp32. Ho et al. (2020), equation 14, take
-    the mean over what a step draws, besides."""
+    """|| eps_hat - eps ||^2, the mean of all elements, in fp32: one draw of the expectation in
+    equation 14 of Ho et al. (2020)."""
     return F.mse_loss(eps_hat.float(), eps.float())
 
 

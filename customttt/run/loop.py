@@ -21,7 +21,7 @@ from ..errors import UserError, full_memory, in_words
 from . import checkpoint
 
 MOST_SKIPPED = 20       # non-finite steps in a row that end a run
-MOST_LOST = 600         # seconds of training that a kill may cost, and the step that it falls in
+MOST_LOST = 600         # seconds of training that a kill may cost, beside the step that it falls in
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
