@@ -367,13 +367,18 @@ def test_the_folder_of_the_data_is_not_written_to(call, place):
     for command in ("spatial", "temporal"):
         assert_refused(call(command, "--output", place), f"--output {place}", "give another")
     for kind in ("spatial", "temporal"):
-        assert_refused(call("ttt", "--output", place / "stages" / kind),
-                       f"holds the {kind} LoRA to learn from; give another")
-    link = place / "mine.safetensors"       # by its name no file of a run
-    link.symlink_to(place / "stages" / "spatial" / "adapter.safetensors")
-    assert_refused(call("ttt", "--spatial", link, "--output", place / "stages" / "spatial"),
-                   "holds the spatial LoRA to learn from; give another")
-    link.unlink()
+        folder = place / "stages" / kind
+        assert_refused(call("ttt", "--output", folder), f"{folder / 'adapter.safetensors'}: a "
+                       f"{kind} LoRA, not a joined one, which would take its place; give another")
+        # Of another name, it is not what the run's own LoRA would replace, but the run removes it.
+        file = (folder / "adapter.safetensors").rename(folder / "adapter-000002.safetensors")
+        link = place / "mine.safetensors"       # by its name no file of a run
+        link.symlink_to(file)
+        for given in (file, link):
+            assert_refused(call("ttt", f"--{kind}", given, "--output", folder),
+                           f"holds the {kind} LoRA to learn from; give another")
+        link.unlink()
+        file.rename(folder / "adapter.safetensors")
     assert sorted(place.rglob("*")) == before
 
 
