@@ -19,7 +19,7 @@ from customttt.errors import UserError
 from customttt.files.reading import write_json
 from customttt.media.clips import to_images, write_frames
 from customttt.paper import metrics, tracks
-from customttt.paper.clip import architecture, load_clip
+from customttt.paper.clip import architecture, clip_fingerprint, load_clip
 from customttt.tiny.world.clips import make_clip, render
 from customttt.tiny.world.motions import HELD_OUT_MOTIONS
 from customttt.tiny.world.subjects import HELD_OUT_SUBJECTS
@@ -190,6 +190,9 @@ def test_command(call, tmp_path, model_folder):
     written = json.loads((tmp_path / "scores.json").read_text())
     scores = written["videos"][str(tmp_path / "4.mp4")]
     assert written["tracker"] == {"videos": "file", "reference": "file"}
+    judge = model_folder / "clip"
+    assert printed.startswith(f"judged by {judge}\n") and written["clip"] == "clip"
+    assert written["judge"] == clip_fingerprint(judge)
     assert list(scores) == ["CLIP-T", "CLIP-I", "consistency", "motion fidelity",
                             "motion fidelity (published)"]
     assert all(f"{value:.4f}" in printed for value in scores.values())
