@@ -13,7 +13,7 @@ from .frozen import Conv2d, convolve, direct_or_recomputed, is_large
 SHORT = 32          # tokens at most, and
 MANY = 2 ** 21      # bytes of queries: from there on `attend` is quicker as plain products
 PART = 4096         # tokens that a feed-forward takes at once where there are many, for memory
-MKL = torch.backends.mkl.is_available()     # PyTorch multiplies by it then, in fp32
+MKL = torch.backends.mkl.is_available()     # PyTorch multiplies by it then, but in 16 bits
 ROWS, WIDTH = 1024, 256                     # of a product: from there on a convolution is quicker
 
 
@@ -21,13 +21,14 @@ class Linear(nn.Linear):
     """y = W x + b; a large one is a 1x1 convolution on a CPU.
 
     There PyTorch multiplies by MKL and convolves by oneDNN, which was the quicker one where it was
-    measured (docs/performance.md).
+    measured (docs/performance.md). In 16 bits it does both by oneDNN.
     """
 
     def forward(self, x: Tensor) -> Tensor:
         rows = x.numel() // x.shape[-1]
         large = rows >= ROWS and min(self.weight.shape) >= WIDTH
-        if not (large and MKL and x.device.type == "cpu"):
+        by_mkl = MKL and x.device.type == "cpu" and self.weight.dtype.itemsize > 2
+        if not (large and by_mkl):
             return super().forward(x)
         pixels = x.reshape(1, rows, 1, -1).permute(0, 3, 1, 2)      # channels-last: no copy
         y = convolve(pixels, self.weight[:, :, None, None], self.bias)
