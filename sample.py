@@ -9,6 +9,7 @@ output/ttt. The ending of --output chooses the format: .mp4, .gif, .webp, or .pn
 import argparse
 import math
 import os
+import warnings
 from pathlib import Path
 
 os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")      # before torch is imported: run/memory.py
@@ -58,6 +59,8 @@ def main() -> None:
         raise UserError("--fps: does nothing for a .png, a contact sheet; leave it out")
     if args.negative_prompt and settings["guidance"] == 1:
         raise UserError("--negative-prompt: does nothing with --guidance 1; leave it out")
+    if settings["guidance"] == 0:
+        warnings.warn("--guidance 0: what is sampled does not depend on the prompt", stacklevel=2)
     if args.motion:
         require_motion(model, instead="or sample images with --no-motion")
     loras = args.lora

@@ -81,13 +81,15 @@ def targets(unet: UNet, kind: str, layers: Sequence[int], convolutions: bool = F
     names = []
     for i in layers:
         if i not in range(len(unet.layers)):
-            raise UserError(f"LoRA layer {i}: layers are counted 0 to {len(unet.layers) - 1}")
+            raise UserError(f"--{kind}-layers: LoRA layer {i}: layers are counted 0 to "
+                            f"{len(unet.layers) - 1}")
         modules = getattr(unet.layers[i], PLACES[kind])
         if not len(modules):
             there = ", ".join(str(j) for j, layer in enumerate(unet.layers)
                               if len(getattr(layer, PLACES[kind])))
-            raise UserError(f"LoRA layer {i}: it has no {PLACES[kind].replace('_', ' ')} to adapt; "
-                            f"{kind} layers here are {there or 'none: no motion module is loaded'}")
+            raise UserError(f"--{kind}-layers: LoRA layer {i}: it has no "
+                            f"{PLACES[kind].replace('_', ' ')} to adapt; {kind} layers here are "
+                            f"{there or 'none: no motion module is loaded'}")
         for name, module in modules.named_modules():
             if ".base" in name or ".loras" in name:     # inside a wrapper
                 continue

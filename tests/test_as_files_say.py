@@ -12,14 +12,14 @@ import av
 import pytest
 import torch
 from einops import rearrange
-from PIL import Image, ImageCms
+from PIL import Image, ImageCms, TiffImagePlugin
 from test_media import (RED, WHITE, assert_corners, gradient, levels, numbered, numbers, quarters,
                         write_clip)
 
 from customttt.errors import UserError
 from customttt.media.clips import as_pixels, write_frames
 from customttt.media.find import IMAGE_ENDINGS, VIDEO_ENDINGS, find_files
-from customttt.media.images import read_image
+from customttt.media.images import read_image, to_square
 from customttt.media.videos import CONVERTS, read_video
 from customttt.paper.metrics import read_frames
 
@@ -160,6 +160,21 @@ def test_a_tiff_of_several_pages_is_said(tmp_path):
     first.save(tmp_path / "a.tiff", save_all=True, append_images=[second])
     with pytest.warns(UserWarning, match="a.tiff: of several pages; its first is used"):
         assert has(read_image(tmp_path / "a.tiff", 16), (255, 0, 0), 1)
+
+
+@pytest.mark.parametrize("tags", [{50706: b"\1\4\0\0"}, {254: 1}])
+def test_a_raw_photo_is_not_taken_for_its_preview(tmp_path, tags):
+    info = TiffImagePlugin.ImageFileDirectory_v2()
+    for tag, value in tags.items():
+        info[tag] = value
+    Image.new("RGB", (16, 16)).save(tmp_path / "a.dng", format="TIFF", tiffinfo=info)
+    with pytest.raises(UserError, match="a.dng: .*a raw photo.* save it as JPEG"):
+        read_image(tmp_path / "a.dng", 16)
+
+
+def test_no_shape_of_pixels_puts_the_square_outside():
+    for width, height, aspect in ((480, 720, 40 / 33), (480, 720, 32 / 27), (320, 576, 8 / 9)):
+        assert to_square(Image.new("RGB", (width, height)), 16, aspect).shape == (3, 16, 16)
 
 
 def test_heic_says_what_to_do():

@@ -350,7 +350,19 @@ def test_a_typing_error_in_a_flag(call, place):
     code, text = call("spatial", "--promt", "a bear")
     assert code == 2 and "error: --promt: not a flag of --stage spatial; leave it out" in text
     code, text = call("sample", "--step", "3")      # no abbreviations: they would change meaning
-    assert code == 2 and "unrecognized arguments: --step 3" in text
+    assert code == 2 and "error: unrecognized arguments: --step 3; see" in text
+
+
+def test_a_text_without_quotes_and_a_wrong_value(call):
+    for command in ("spatial", "sample"):
+        assert_refused(call(command, "--prompt", "a", "bear"), "bear",
+                       "put a text of several words into quotes")
+    assert_refused(call("spatial", "--steps", "abc"), "--steps: invalid int value: 'abc'; see")
+
+
+def test_a_prompt_that_does_nothing_is_said(call):
+    code, text = call("sample", "--guidance", "0")
+    assert code == 0 and "--guidance 0: what is sampled does not depend on the prompt" in text
 
 
 # Output
@@ -374,10 +386,12 @@ def test_the_folder_of_the_data_is_not_written_to(call, place):
         file = (folder / "adapter.safetensors").rename(folder / "adapter-000002.safetensors")
         link = place / "mine.safetensors"       # by its name no file of a run
         link.symlink_to(file)
+        (folder / "log.jsonl").touch()
         for given in (file, link):
             assert_refused(call("ttt", f"--{kind}", given, "--output", folder),
                            f"holds the {kind} LoRA to learn from; give another")
         link.unlink()
+        (folder / "log.jsonl").unlink()
         file.rename(folder / "adapter.safetensors")
     assert sorted(place.rglob("*")) == before
 

@@ -279,15 +279,14 @@ def test_without_a_stage_all_run_in_turn(monkeypatch, tmp_path, capsys):
     assert (tmp_path / "output" / "ttt" / "checkpoint.pt").exists()
 
 
-def test_no_path_is_empty_and_what_is_given_twice_is_said(capsys):
+def test_no_path_is_empty_and_what_is_given_twice_is_said():
     def parsed(*flags: str) -> Namespace:
         parser = command_parser()
         parser.add_argument_group("some").add_argument("--output", type=Path)
         parser.add_argument("--motion", action=BooleanOptionalAction)
         return parser.parse_args(flags)
-    with pytest.raises(SystemExit):
+    with pytest.raises(UserError, match="--output: is empty: name a file or a folder"):
         parsed("--output", "")
-    assert "argument --output: is empty: name a file or a folder" in capsys.readouterr().err
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert parsed("--no-motion").motion is False

@@ -18,6 +18,7 @@ from diffusers import (AnimateDiffPipeline, AutoencoderKL, DDIMScheduler, Motion
 from diffusers.models.unets.unet_motion_model import AnimateDiffTransformer3D
 from einops import rearrange
 from peft.tuners.lora import LoraLayer
+from safetensors.torch import save_file
 from torch.nn import functional as F
 from transformers import CLIPTextModel, CLIPTokenizer
 
@@ -318,3 +319,28 @@ def test_command(tmp_path):
     assert "models/loras" in lines[0] and "animatediff_motion_lora" in lines[1]
     done = subprocess.run([*command, "kohya"], capture_output=True, text=True)
     assert done.returncode == 2 and done.stderr.startswith("error: ") and not done.stdout
+
+
+@pytest.mark.parametrize("target", ["diffusers", "comfyui", "animatediff"])
+@pytest.mark.parametrize("half, spoil", [
+    ("down", lambda down: down[:2]), ("up", lambda up: up[:, :0]), ("down", lambda down: down[0, 0])],
+    ids=["of two ranks", "of rank 0", "a number"])
+def test_halves_that_do_not_fit_are_refused(half, spoil, target, tmp_path):
+    file = make_adapter(tmp_path / "spatial", "spatial")
+    tensors = read_tensors(file)
+    key = next(key for key in tensors if half in key)
+    save_file(tensors | {key: spoil(tensors[key]).contiguous()}, file)
+    with pytest.raises(UserError, match="not a whole LoRA; train it again"):
+        export(file, target)
+
+
+def test_eight_bits_become_sixteen(tmp_path):
+    small = {key: tensor.to(torch.float8_e4m3fn) for key, tensor in
+             read_tensors(make_adapter(tmp_path, "spatial")).items()}
+    exported = []
+    for dtype in (torch.float8_e4m3fn, torch.float16):
+        file = tmp_path / f"{dtype}.safetensors"
+        save_file({key: tensor.to(dtype) for key, tensor in small.items()}, file)
+        exported.append(read_tensors(*export(file, "comfyui")))
+    for key, tensor in exported[1].items():
+        assert exported[0][key].dtype == tensor.dtype and torch.equal(exported[0][key], tensor)

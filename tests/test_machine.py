@@ -2,6 +2,7 @@
 
 import errno
 import fcntl
+import io
 import multiprocessing
 import os
 import subprocess
@@ -16,7 +17,8 @@ import torch
 from test_bad_input import adapters, assert_refused, call, place, written    # noqa: F401
 
 from customttt.errors import UserError, clear_leftovers, run_command, writing
-from customttt.errors.disk import UNFINISHED
+from customttt.errors.command import _steady_streams
+from customttt.errors.disk import UMASK, UNFINISHED
 from customttt.files.random_model import random_model
 from customttt.media.find import caption_beside
 from customttt.model.config import ANIMATEDIFF_V3
@@ -76,6 +78,26 @@ def test_a_closed_terminal_ends_no_run(tmp_path):
     ended = subprocess.run([sys.executable, tmp_path / "a.py"], text=True, capture_output=True,
                            env=os.environ | {"PYTHONPATH": str(ROOT)})
     assert (ended.returncode, ended.stdout) == (0, "still here\n")
+
+
+def test_a_slow_reader_loses_what_it_was_sent_and_no_more(monkeypatch):
+    """A terminal that does not block, while it is full."""
+    class Slow(io.StringIO):
+        full = True
+
+        def write(self, text):
+            if self.full:
+                raise BlockingIOError(errno.EAGAIN, "would block")
+            return super().write(text)
+
+        def flush(self):
+            self.write("")
+    monkeypatch.setattr(sys, "stderr", slow := Slow())
+    with _steady_streams():
+        print("lost", file=sys.stderr, flush=True)
+        slow.full = False
+        print("error: seen", file=sys.stderr)
+        assert slow.getvalue() == "error: seen\n"
 
 
 def test_links_are_followed_and_pipes_are_not_replaced(tmp_path):
@@ -301,6 +323,22 @@ def test_a_lock_leaves_nothing(tmp_path):
     assert [p.name for p in (tmp_path / "run").iterdir()] == ["a"]
 
 
+def test_a_working_folder_that_was_removed_takes_no_run(tmp_path, monkeypatch):
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    with pytest.raises(UserError, match="cannot be written"), locked(Path(".")):
+        pass
+
+
+def test_a_file_that_is_replaced_keeps_its_mode(tmp_path):
+    (tmp_path / "a").touch(mode=0o600)
+    for name, mode in (("a", 0o600), ("b", 0o666 & ~UMASK)):
+        with writing(tmp_path / name):
+            pass
+        assert (tmp_path / name).stat().st_mode & 0o777 == mode
+
+
 def test_a_folder_that_another_run_removes_as_it_ends_is_made_again(tmp_path, monkeypatch):
     opened = []
 
@@ -319,10 +357,20 @@ def test_a_new_run_removes_its_own_kind_of_files_alone(call, place):
                  "adapter-000900.safetensors"):
         (place / "out").mkdir(exist_ok=True)
         (place / "out" / name).touch()
+    (place / "out" / "log.jsonl").write_text('{"step": 1}\n')
     assert call("spatial")[0] == 0
     left = {file.name for file in (place / "out").iterdir()}
     assert {"sheet-1.xlsx", "sheet-2024.notes.txt", "adapter-1.safetensors"} <= left
     assert not {"sheet-000900.gif", "adapter-000900.safetensors"} & left
+
+
+@pytest.mark.parametrize("name", ["sheet-20240101.png", "adapter-123456.safetensors",
+                                  "data.png", "log.jsonl"])
+def test_a_new_run_leaves_what_is_of_no_run(call, place, name):
+    (place / "out").mkdir()
+    (place / "out" / name).write_text("mine")
+    assert_refused(call("spatial"), str(place / "out" / name), "give another")
+    assert written(place) == [name] and (place / "out" / name).read_text() == "mine"
 
 
 def test_leftovers_are_cleared(tmp_path):

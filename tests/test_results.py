@@ -119,3 +119,15 @@ def test_the_page(tmp_path, page, monkeypatch):
             page()
         (made / damaged).unlink()
         assert json.loads((kept / damaged).read_text()) and page() == written
+
+
+def test_a_trial_that_replaces_a_result_is_said(tmp_path, page):
+    made, whole = tmp_path / "made", table_4(0, 0.1)
+    write_result(whole, made, "customttt.paper.tables", [])
+    page()
+    page()                  # the same once more: nothing to say
+    for trial, said in ((whole | {"clips": whole["clips"][::3]}, "fewer clips or pairs"),
+                        ({"made of": {"steps": 2}} | whole, "other 'made of'")):
+        write_result(trial, made, "customttt.paper.tables", [])
+        with pytest.warns(UserWarning, match=f"table-4-seed-0.json: replaced by .* {said}"):
+            page()

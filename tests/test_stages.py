@@ -10,8 +10,9 @@ from torch import nn
 from customttt import diffusion
 from customttt.diffusion import TIMESTEPS, add_noise, alpha_bar, ddim_step, ddim_timesteps
 from customttt.draws import Draws, stream_seed
+from customttt.errors import UserError
 from customttt.files.load import load_model
-from customttt.files.lora_files import load_lora, save_lora
+from customttt.files.lora_files import find_lora, load_lora, save_lora
 from customttt.files.reading import read_metadata
 from customttt.files.save import save_model
 from customttt.lion import Lion
@@ -351,6 +352,28 @@ def test_lora_on_puts_back_what_was_on_even_after_an_error(model):
         assert {name for _, m in wrapped(model.unet) for name in m.on} == {"spatial"}
         1 / 0
     assert {name for _, m in wrapped(model.unet) for name in m.on} == {"spatial", "temporal"}
+
+
+def test_a_name_that_no_lora_has_is_not_left_out(model, tmp_path):
+    put_loras(model, "spatial")
+    with pytest.raises(ValueError, match="no LoRA called temporl to save"):
+        save_lora(model.unet, tmp_path / "a.safetensors", names=("spatial", "temporl"))
+    assert not list(tmp_path.iterdir())
+
+
+def test_loading_draws_no_random_numbers(model, tmp_path):
+    put_loras(model, "spatial")
+    save_lora(model.unet, tmp_path / "a.safetensors")
+    before = torch.get_rng_state()
+    load_lora(model.unet, tmp_path / "a.safetensors")
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_a_folder_with_pefts_folder_in_it_names_that(tmp_path):
+    (tmp_path / "unet").mkdir()
+    (tmp_path / "unet" / "adapter_config.json").write_text("{}")
+    with pytest.raises(UserError, match=f"is in a folder of it; give {tmp_path / 'unet'}"):
+        find_lora(tmp_path, "--lora")
 
 
 def test_what_is_there_is_said_where_nothing_can_be_saved(model, tmp_path):

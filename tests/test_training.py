@@ -9,6 +9,7 @@ from argparse import Namespace
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -31,6 +32,7 @@ from customttt.losses import noise_loss
 from customttt.media.clips import as_frames, write_frames
 from customttt.media.images import read_image
 from customttt.media.videos import read_video
+from customttt.model.tokenizer import START, Tokenizer
 from customttt.paper.cache import parsed
 from customttt.recipes import SPATIAL, TEMPORAL, TTT
 from customttt.run import checkpoint, loop, sheet
@@ -912,6 +914,13 @@ def test_every_part_counts_in_the_checksum(model):
         assert model.checksum() != before
         weight.data.copy_(kept)
     assert model.checksum() == before
+    for changed in (
+            {"vae": SimpleNamespace(config=replace(model.vae.config, scale=1.0),
+                                    parameters=model.vae.parameters)},
+            {"tokenizer": Tokenizer(model.tokenizer.vocabulary, [], model.tokenizer.length)},
+            {"tokenizer": Tokenizer(model.tokenizer.vocabulary | {START: 0},
+                                    list(model.tokenizer.rank), model.tokenizer.length)}):
+        assert replace(model, **changed).checksum() != before
 
 
 def test_frames_stay_with_their_clip(model):

@@ -29,13 +29,21 @@ def in_words(error: Exception) -> str:
 def command_parser(doc: str | None = None, add_help: bool = True) -> argparse.ArgumentParser:
     """A parser of one command line, whose help is the module's docstring. No flag of it may be cut
     short; of one that is given twice the last counts, which is said. No path is empty."""
-    parser = argparse.ArgumentParser(description=doc, allow_abbrev=False, add_help=add_help,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = _Parser(description=doc, allow_abbrev=False, add_help=add_help,
+                     formatter_class=argparse.RawDescriptionHelpFormatter)
     for name in ("store", None):
         parser.register("action", name, _Last)
     parser.register("action", argparse.BooleanOptionalAction, _LastOfTwo)
     parser.register("type", Path, _path)
     return parser
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str):
+        unknown = message.removeprefix("unrecognized arguments: ")
+        words = unknown != message and not unknown.startswith("-")
+        hint = "put a text of several words into quotes, or " if words else ""
+        raise UserError(f"{message.removeprefix('argument ')}; {hint}see {self.prog} --help")
 
 
 class _Last(argparse.Action):
@@ -115,6 +123,8 @@ class _Steady:
     def write(self, text: str) -> int:
         try:
             return self.stream.write(text)
+        except BlockingIOError:             # the reader is slow: this is lost, and no more
+            pass
         except (OSError, ValueError):       # the reader is gone; the stream is closed
             self._to_nobody()
         return len(text)
@@ -122,6 +132,8 @@ class _Steady:
     def flush(self) -> None:
         try:
             self.stream.flush()
+        except BlockingIOError:
+            pass
         except (OSError, ValueError):
             self._to_nobody()
 

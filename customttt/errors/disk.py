@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import os
+import stat
 import tempfile
 from pathlib import Path
 
@@ -33,8 +34,9 @@ def writing(path: str | Path):
         yield Path(temporary)
         with open(temporary, "rb+") as written:       # Windows flushes only what may be written
             os.fsync(written.fileno())
+        mode = target.stat().st_mode if target.exists() else 0o666 & ~UMASK
         with contextlib.suppress(OSError):              # a network drive may not know it
-            os.chmod(temporary, 0o666 & ~UMASK)      # mkstemp's 0600 would hide it from others
+            os.chmod(temporary, stat.S_IMODE(mode))     # mkstemp's 0600 would hide it from others
         os.replace(temporary, target)
     except Exception as error:
         reason = _disk_reason(error)
@@ -63,7 +65,8 @@ class _OnlyAsked(Exception):
 def clear_leftovers(folder: Path) -> None:
     """Remove what `writing` had not finished in a folder when its process was killed.
 
-    For a folder that nobody else writes to now: a run's, under its lock.
+    For a run's folder, under its lock. Another command that writes a file there in that moment
+    fails, and says so.
     """
     for path in folder.glob(f"{UNFINISHED}*"):
         with contextlib.suppress(OSError):

@@ -138,10 +138,18 @@ def read_pairs(path: Path) -> Pairs:
         name, part = split_key(key)
         if not name.startswith("layers.") or part == "alpha":
             raise UserError(f"{path}: not a LoRA that train.py wrote ({clipped(key)})")
-        pairs.setdefault(name, {})[part] = floating(tensor, "cpu", tensor.dtype, key, path)
-    if not pairs or any(len(pair) < 2 for pair in pairs.values()):
+        dtype = tensor.dtype if tensor.dtype.itemsize > 1 else torch.float16   # few read 8 bits
+        pairs.setdefault(name, {})[part] = floating(tensor, "cpu", dtype, key, path)
+    if not pairs or not all(map(is_whole_pair, pairs.values())):
         raise UserError(f"{path}: not a whole LoRA; train it again")
     return pairs
+
+
+def is_whole_pair(pair: dict[str, Tensor]) -> bool:
+    """Down and up are there, and of one rank, which is not zero."""
+    if len(pair) < 2 or min(tensor.ndim for tensor in pair.values()) < 2:
+        return False
+    return pair["up"].shape[1] == len(pair["down"]) > 0
 
 
 def main() -> None:

@@ -82,8 +82,8 @@ def save_lora(unet: UNet, path: str | Path, metadata: dict | None = None,
     Keys are dotted: `layers.2.spatial_transformers.0.block.attn1.to_q.lora_down.weight`; a
     LoRA's scale is multiplied into `lora_up`. The file's metadata says what was trained (stage ttt
     reads kind, prompt, rank and spatial_layers or temporal_layers); values that are not strings
-    are written as JSON. Raises ValueError where there is nothing to save, or one module has two of
-    these LoRAs.
+    are written as JSON. Raises ValueError where there is nothing to save, a name that no LoRA has,
+    or one module with two of these LoRAs.
     """
     tensors, there = {}, set()
     if names is not None:
@@ -98,8 +98,9 @@ def save_lora(unet: UNet, path: str | Path, metadata: dict | None = None,
             down, up = lora.down.weight.detach(), lora.up.weight.detach() * lora.scale
             tensors[f"{target}.lora_down.weight"] = down.cpu().contiguous()
             tensors[f"{target}.lora_up.weight"] = up.cpu().contiguous()
-    if not tensors:
-        called = f" called {' or '.join(sorted(names))}" if names else ""
+    lost = (names or set()) - there
+    if lost or not tensors:
+        called = f" called {' or '.join(sorted(lost))}" if lost else ""
         raise ValueError(f"no LoRA{called} to save; the UNet has {sorted(there) or 'none'}")
     write_tensors(tensors, path, metadata)
 
@@ -120,7 +121,9 @@ def load_lora(unet: UNet, path: str | Path, scale: float = 1.0, name: str | None
         check_name(module, pairs, called)
     for module, pairs, called in parts:
         for target, pair in pairs.items():
-            lora = put_lora(module, target, called, len(pair.down), dropout, scale * pair.scale)
+            with torch.random.fork_rng(devices=[]):     # what it is first filled with is drawn
+                lora = put_lora(module, target, called, len(pair.down), dropout,
+                                scale * pair.scale)
             for part, tensor in ((lora.down, pair.down), (lora.up, pair.up)):
                 part.weight.data.copy_(tensor.reshape(part.weight.shape))
     return file
@@ -143,6 +146,8 @@ def find_lora(path: str | Path, flag: str, instead: str = "") -> Path:
     """The LoRA file that is meant: of a folder, the one that train.py, diffusers or peft wrote."""
     path = Path(path)
     file = next(filter(Path.is_file, map(path.joinpath, IN_FOLDERS)), path)
+    if path.is_dir() and file == path and (path / "unet" / "adapter_config.json").is_file():
+        raise UserError(f"{flag} {path}: the LoRA is in a folder of it; give {path / 'unet'}")
     if path.is_dir() and file == path and (path / "unet").is_dir():
         raise UserError(f"{flag} {path}: this is a model folder, not a LoRA; give it to --model")
     if path.is_dir() and file == path and next(path.glob("adapter-*.safetensors"), None):

@@ -22,7 +22,8 @@ SEVERAL = dict.fromkeys(ANIMATED, "animated; its first frame is used") | {
     "TIFF": "of several pages; its first is used"}
 FREE_OF_ALPHA = ("L", "RGB", "CMYK")
 PROFILE_MODES = {"RGB ": "RGB", "GRAY": "L", "CMYK": "CMYK"}
-BITS_PER_SAMPLE, PHOTOMETRIC = 258, 262     # tags of a TIFF
+SUBFILE_TYPE, BITS_PER_SAMPLE, PHOTOMETRIC, DNG_VERSION = 254, 258, 262, 50706   # tags of a TIFF
+REDUCED = 1         # a bit of SUBFILE_TYPE: a smaller copy of another image in the file
 FILTER = Image.Resampling.LANCZOS       # of all that is resized; a file of metrics names it
 # Of ITU-T H.273: the bytes before primaries and transfer, and how many bytes each of the two has.
 CODED = {"PNG": (b"cICP", 1), "AVIF": (b"colrnclx", 2)}
@@ -54,6 +55,8 @@ def read_image(path: str | Path, size: int) -> Tensor:
             warnings.simplefilter("ignore")     # what Pillow warns of either fails or is harmless
             with Image.open(path, formats=image_formats()) as image:
                 tags = getattr(image, "tag_v2", {})                         # of a TIFF
+                if DNG_VERSION in tags or tags.get(SUBFILE_TYPE, 0) & REDUCED:
+                    raise ValueError("a raw photo, of which Pillow knows the preview alone")
                 image.info |= {"bits": max(tags.get(BITS_PER_SAMPLE, (16,))),
                                "negative": tags.get(PHOTOMETRIC) == 0}
                 scale_transparency(image)
@@ -115,7 +118,8 @@ def to_square(image: Image.Image, size: int, aspect: float = 1.0) -> Tensor:
     """
     image = in_srgb(on_white(image), image.info)
     side = min(image.width * aspect, image.height)      # of the centre square, in square pixels
-    x, y = (image.width - side / aspect) / 2, (image.height - side) / 2
+    x = max(0., (image.width - side / aspect) / 2)      # the division rounds
+    y = (image.height - side) / 2
     image = image.resize((size, size), FILTER, (x, y, image.width - x, image.height - y))
     pixels = torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8)
     return rearrange(pixels, "(h w c) -> c h w", h=size, c=3) / 127.5 - 1

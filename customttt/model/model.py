@@ -31,9 +31,12 @@ class Model:
 
     def checksum(self) -> str:
         """SHA-256 of the sums of all weights, whose bits are summed as whole numbers: quick, and
-        exact on every device. And of the UNet's configuration: one motion file can be read as
-        version 1 or as version 3."""
-        whole = {2: torch.int16, 4: torch.int32, 8: torch.int64}
-        sums = [p.detach().flatten().view(whole[p.element_size()]).sum().item()
+        exact on every device. And of what else makes the model: configurations (one motion file
+        can be read as version 1 or as version 3) and the tokenizer."""
+        as_whole = {2: torch.int16, 4: torch.int32, 8: torch.int64}
+        sums = [p.detach().flatten().view(as_whole[p.element_size()]).sum().item()
                 for part in (self.text_encoder, self.vae, self.unet) for p in part.parameters()]
-        return hashlib.sha256(repr((sums, self.unet.config)).encode()).hexdigest()
+        configs = [part.config for part in (self.text_encoder, self.vae, self.unet)]
+        tokenizer = sorted(self.tokenizer.vocabulary.items()), sorted(self.tokenizer.rank.items())
+        whole = sums, configs, tokenizer, self.tokenizer.pad, self.tokenizer.length
+        return hashlib.sha256(repr(whole).encode()).hexdigest()

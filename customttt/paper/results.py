@@ -11,6 +11,7 @@ and where the two differ in sign, or an interval is too wide to tell, the page s
 import os
 import shutil
 import statistics
+import warnings
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -48,8 +49,21 @@ def files_of(made: Path, kept: Path) -> dict[str, Path]:
 def copy(files: Iterable[Path], kept: Path) -> None:
     for file in files:
         if file.parent != kept:
+            warn_of_other(file, kept / file.name)
             with writing(kept / file.name) as temporary:
                 shutil.copyfile(file, temporary)
+
+
+def warn_of_other(made: Path, kept: Path) -> None:
+    """A trial, of fewer steps or clips, has the name of what was kept before."""
+    if made.suffix != ".json" or made.name.endswith(".run.json") or not kept.exists():
+        return
+    new, old = read_json(made), read_json(kept)
+    other = [key for key, value in sameness(old).items() if value != sameness(new)[key]]
+    fewer = len(new[list(new)[-1]]) < len(old[list(old)[-1]])
+    if other or fewer:
+        unlike = [f"other {key!r}" for key in other] + ["fewer clips or pairs"] * fewer
+        warnings.warn(f"{kept}: replaced by a result with {', '.join(unlike)}", stacklevel=2)
 
 
 def sameness(result: dict) -> dict:
@@ -160,9 +174,10 @@ def main() -> None:
                         f"python -m customttt.paper.probe subject")
     copy(files.values(), kept)
     lines = ["# Results", "", "Made by `python -m customttt.paper.results` from the files beside "
-             "it, each by the command above its table, with one seed for all its trainings. Where "
-             "the judge is not the paper's CLIP, scores are of another scale: the sizes of "
-             "differences say little beside the paper's, the signs more.", ""]
+             "it, each by the command above its table; trainings of one seed share it. Where the "
+             "judge is not the paper's CLIP, scores are of another scale: the sizes of "
+             "differences say little beside the paper's, the signs more. The paper prints no "
+             "intervals, so its own small differences may be chance.", ""]
     for name in sorted(found, key=lambda name: [*TITLES, name].index(name)):
         lines += section(TITLES.get(name, name), *found[name], kept)
     page = kept.with_name(f"{kept.name}.md")

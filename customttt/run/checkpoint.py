@@ -1,4 +1,5 @@
-"""checkpoint.pt of a run: everything that a resumed run needs to be the same run, bit for bit."""
+"""checkpoint.pt of a run: everything that a resumed run needs to be the same run, on a CPU bit for
+bit."""
 
 import json
 import re
@@ -13,7 +14,7 @@ from ..errors import UserError, in_words, writing
 from ..files.checks import clipped, is_whole
 from ..files.reading import read_metadata, save_pickled
 
-CHECKPOINT = "checkpoint.pt"
+CHECKPOINT, LOG = "checkpoint.pt", "log.jsonl"
 OF_A_RUN = r"checkpoint\.pt|adapter(-\d{6,})?\.safetensors|sheet-\d{6,}\.(png|gif)"
 OTHERS = {"base_weights": "another model", "data_sha256": "other data or prompts"}
 
@@ -53,9 +54,9 @@ class State:
         content = read_checkpoint(folder / CHECKPOINT)
         before = content["run"]
         # Not compared: steps, which may grow; the recipe, whose settings are compared one by one;
-        # the motion module's version, which base_weights tells, and the frame rate of stage ttt,
-        # which is the temporal LoRA's.
-        free = ("steps", "recipe", "motion_version") + (("fps",) if "fps" not in before else ())
+        # the model's name and its motion module's version, since base_weights tells the model; and
+        # the frame rate of stage ttt, which is the temporal LoRA's.
+        free = {"steps", "recipe", "base_model", "motion_version"} | ({"fps"} - before.keys())
         changed = [key for key in now if key not in free and before.get(key) != now[key]]
         if changed:
             key = changed[0]
@@ -72,7 +73,7 @@ class State:
             self._restore(content)
         except Exception as error:      # whatever is not as `save` writes it
             raise _unreadable(folder / CHECKPOINT, error) from error
-        cut_log(folder / "log.jsonl", self.step)
+        cut_log(folder / LOG, self.step)
 
     @torch.no_grad()
     def _restore(self, content: dict) -> None:
@@ -128,6 +129,11 @@ def check_folder(folder: Path, kind: str, resume: bool) -> None:
         if trained.exists() and (there := read_metadata(trained).get("kind", "foreign")) != kind:
             raise UserError(f"{trained}: a {clipped(there)} LoRA, not a {kind} one, which would "
                             f"take its place; give another --output")
+        if folder.is_dir() and not _is_log(folder / LOG):
+            for file in sorted(folder.iterdir()):
+                if is_of_a_run(file) or file.name in (LOG, "data.png"):
+                    raise UserError(f"{file}: of no run that train.py knows, and would be replaced "
+                                    f"or removed; move it, or give another --output")
         return
     content = read_checkpoint(path)
     done, steps, there = content["step"], content["run"]["steps"], content["run"].get("kind")
@@ -139,9 +145,18 @@ def check_folder(folder: Path, kind: str, resume: bool) -> None:
                         f"--resume, or give another --output")
 
 
+def _is_log(path: Path) -> bool:
+    """Whether a run that began left it: empty, or with a line a step."""
+    try:
+        first = path.read_text(encoding="utf-8").partition("\n")[0]
+        return not first or "step" in json.loads(first)
+    except (OSError, ValueError, TypeError):
+        return False
+
+
 def start_afresh(folder: Path) -> None:
     """An empty log, and nothing left of an earlier run."""
-    with writing(folder / "log.jsonl"):
+    with writing(folder / LOG):
         pass
     for old in folder.iterdir():
         if is_of_a_run(old):

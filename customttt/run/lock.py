@@ -10,6 +10,7 @@ from typing import IO
 from ..errors import UserError, clear_leftovers, in_words
 
 NAME = ".lock"
+TRIES = 1000
 
 
 class AtWork(UserError):
@@ -49,12 +50,14 @@ def locked(folder: Path) -> Iterator[None]:
 def _open(path: Path) -> IO[bytes]:
     """The file, locked by this process alone; BlockingIOError if another has it. Its folder is made
     if need be, and anew where another run, as it ended, removed it meanwhile."""
-    while True:
+    for more in reversed(range(TRIES)):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             file = open(path, "ab")
         except FileNotFoundError:
-            continue
+            if more:
+                continue
+            raise       # a folder that is there, and takes no file: the working one, removed
         try:
             _lock(file)
             if os.path.samestat(os.fstat(file.fileno()), os.stat(path)):
@@ -65,6 +68,7 @@ def _open(path: Path) -> IO[bytes]:
             file.close()
             raise
         file.close()        # another run removed it as it ended: once more
+    raise BlockingIOError
 
 
 def _lock(file: IO[bytes]) -> None:
