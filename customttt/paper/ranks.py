@@ -68,14 +68,10 @@ def shared(jobs: Sequence[Callable[[], Result]], title: str) -> list[Result] | N
     start, end = (len(jobs) * (rank + i) // ranks for i in (0, 1))
     others = reversed(range(end, len(jobs))) if rank == 0 else ()
     own = title if ranks == 1 else f"{title}, share {rank + 1} of {ranks}"
-    results, hidden = {}, io.StringIO()
+    results = {}
     with contextlib.redirect_stdout(io.StringIO()), \
-            contextlib.redirect_stderr(hidden if rank else sys.stderr):     # one bar is enough
-        try:
-            for part, said in ((range(start, end), own), ([*others], f"{title}, other shares")):
-                for k in tqdm(part, said, disable=not part):
-                    results[k] = jobs[k]()
-        except SystemExit:      # argparse has said why
-            print(hidden.getvalue()[-1000:], file=sys.__stderr__)
-            raise
+            contextlib.redirect_stderr(io.StringIO() if rank else sys.stderr):  # one bar is enough
+        for part, said in ((range(start, end), own), ([*others], f"{title}, other shares")):
+            for k in tqdm(part, said, disable=not part):
+                results[k] = jobs[k]()
     return [results[k] for k in range(len(jobs))] if rank == 0 else None
