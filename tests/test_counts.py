@@ -55,7 +55,7 @@ def test_trainable_parameters(spatial, temporal, convolutions, expected):
     ("text", 2, "'spatial' or 'temporal'")])
 def test_a_layer_with_nothing_to_adapt_is_refused(kind, layer, needed):
     unet = full_size_unet()
-    named = "LoRA kind 'text'" if kind == "text" else f"LoRA layer {layer}"
+    named = "LoRA kind 'text'" if kind == "text" else f"--{kind}-layers: LoRA layer {layer}"
     with pytest.raises(UserError, match=f"^{named}: .*{needed}"):
         add_lora(unet, kind, (2, layer))
     assert not list(wrapped(unet))      # nothing was wrapped before the refusal

@@ -27,7 +27,7 @@ from customttt.draws import Draws, stream_seed
 from customttt.errors import UserError
 from customttt.lion import Lion
 from customttt.files.lora_files import text_stems
-from customttt.lora import add_lora, wrapped
+from customttt.lora import add_lora, lora_parameters, wrapped
 from customttt.losses import noise_loss
 from customttt.media.clips import as_frames, write_frames
 from customttt.media.images import read_image
@@ -678,7 +678,8 @@ def test_sigterm_is_ctrl_c_and_a_second_one_stops_at_once():
 
 def run_of(model, folder: Path, step, **changes) -> loop.Run:
     settings = {name: setting.value for name, setting in TEMPORAL.full.items()} | changes
-    stage = STAGES["ttt"]       # trains "spatial" and "temporal"
+    there = tuple(name for name in STAGES["ttt"].trained if lora_parameters(model.unet, name))
+    stage = replace(STAGES["ttt"], trained=there)
     parameters = stage.parameters(model)
     train_only(model.unet, parameters)
     return loop.Run(folder, model.unet, parameters, stage.optimizer(parameters, settings), step,
