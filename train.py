@@ -40,7 +40,9 @@ def parse(stage: Stage | None) -> argparse.Namespace:
     args, unknown = parser_of(stage).parse_known_args()
     if unknown:
         if not unknown[0].startswith("-"):
-            raise UserError(f"{unknown[0]}: not a flag; put a text of several words into quotes")
+            hint = (f"give --stage {unknown[0]}" if unknown[0] in STAGES | COMPARED else
+                    "if it belongs to a text, put that into quotes")
+            raise UserError(f"{unknown[0]}: not a flag; {hint}")
         raise UserError(f"{unknown[0]}: goes with --stage; see python train.py --stage STAGE --help"
                         if stage is None else
                         f"{unknown[0]}: not a flag of --stage {stage.name}; leave it out, or see "

@@ -162,7 +162,7 @@ def test_a_tiff_of_several_pages_is_said(tmp_path):
         assert has(read_image(tmp_path / "a.tiff", 16), (255, 0, 0), 1)
 
 
-@pytest.mark.parametrize("tags", [{50706: b"\1\4\0\0"}, {254: 1}])
+@pytest.mark.parametrize("tags", [{50706: b"\1\4\0\0"}, {254: 1, 330: (8,)}])
 def test_a_raw_photo_is_not_taken_for_its_preview(tmp_path, tags):
     info = TiffImagePlugin.ImageFileDirectory_v2()
     for tag, value in tags.items():

@@ -355,8 +355,8 @@ def test_a_typing_error_in_a_flag(call, place):
 
 def test_a_text_without_quotes_and_a_wrong_value(call):
     for command in ("spatial", "sample"):
-        assert_refused(call(command, "--prompt", "a", "bear"), "bear",
-                       "put a text of several words into quotes")
+        assert_refused(call(command, "--prompt", "a", "bear"), "bear", "put that into quotes")
+    assert_refused(call("spatial", "ttt"), "ttt: not a flag; give --stage ttt")
     assert_refused(call("spatial", "--steps", "abc"), "--steps: invalid int value: 'abc'; see")
 
 

@@ -17,7 +17,7 @@ import torch
 from test_bad_input import adapters, assert_refused, call, place, written    # noqa: F401
 
 from customttt.errors import UserError, clear_leftovers, run_command, writing
-from customttt.errors.command import _steady_streams
+from customttt.errors.command import _Steady, _steady_streams
 from customttt.errors.disk import UMASK, UNFINISHED
 from customttt.files.random_model import random_model
 from customttt.media.find import caption_beside
@@ -92,6 +92,7 @@ def test_a_slow_reader_loses_what_it_was_sent_and_no_more(monkeypatch):
 
         def flush(self):
             self.write("")
+    monkeypatch.setattr(_Steady, "_to_nobody", None)
     monkeypatch.setattr(sys, "stderr", slow := Slow())
     with _steady_streams():
         print("lost", file=sys.stderr, flush=True)
@@ -371,6 +372,21 @@ def test_a_new_run_leaves_what_is_of_no_run(call, place, name):
     (place / "out" / name).write_text("mine")
     assert_refused(call("spatial"), str(place / "out" / name), "give another")
     assert written(place) == [name] and (place / "out" / name).read_text() == "mine"
+
+
+@pytest.mark.parametrize("left", [{"data.png": "", "log.jsonl": ""}, {"log.jsonl": '{"st'}])
+def test_a_run_that_was_killed_at_its_start_begins_again(call, place, left):
+    (place / "out").mkdir()
+    for name, text in left.items():
+        (place / "out" / name).write_text(text)
+    assert call("spatial")[0] == 0
+
+
+def test_the_log_is_there_before_the_sheet_of_the_data(call, place, monkeypatch):
+    def killed(*_):
+        raise KeyboardInterrupt
+    monkeypatch.setattr("customttt.run.train.write_frames", killed)
+    assert call("spatial")[0] == 130 and written(place) == ["log.jsonl"]
 
 
 def test_leftovers_are_cleared(tmp_path):

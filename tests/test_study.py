@@ -139,7 +139,7 @@ def test_the_search_scores_settings_side_by_side(call, tmp_path):
         with pytest.raises(UserError, match="those that may be tried are 0 to 39"):
             call(search, "search-spatial", "spatial", "", "--start", start, "--combinations", "2")
     trained = len(list((tmp_path / "loras").iterdir()))
-    with pytest.raises(SystemExit):
+    with pytest.raises(UserError, match="--learning-rte"):
         call(search, "search-ttt", "ttt", "", "--learning-rte 3e-5", *few)
     assert len(list((tmp_path / "loras").iterdir())) == trained     # nothing, until it is mended
     with pytest.raises(UserError, match="settings: give at least one"):

@@ -12,7 +12,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from customttt.errors import UserError, command_parser, run_command
+from customttt.errors import UserError, run_command
 from customttt.paper import cache, metrics, ranks, rows, tables
 from customttt.paper.intervals import interval, student_t
 from customttt.paper.systems import COMPARED
@@ -394,7 +394,7 @@ def test_a_process_that_is_killed_is_said(monkeypatch):
 
 def test_what_a_silent_process_says_of_a_flag_is_heard(monkeypatch, capfd):
     def job():
-        return command_parser().parse_args(["--bogus"])
+        return cache.parsed(STAGES["spatial"], ["--bogus"])
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("RANK", "1")
     with pytest.raises(SystemExit):

@@ -29,8 +29,8 @@ def in_words(error: Exception) -> str:
 def command_parser(doc: str | None = None, add_help: bool = True) -> argparse.ArgumentParser:
     """A parser of one command line, whose help is the module's docstring. No flag of it may be cut
     short; of one that is given twice the last counts, which is said. No path is empty."""
-    parser = _Parser(description=doc, allow_abbrev=False, add_help=add_help,
-                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=doc, allow_abbrev=False, add_help=add_help,
+                    formatter_class=argparse.RawDescriptionHelpFormatter)
     for name in ("store", None):
         parser.register("action", name, _Last)
     parser.register("action", argparse.BooleanOptionalAction, _LastOfTwo)
@@ -38,11 +38,13 @@ def command_parser(doc: str | None = None, add_help: bool = True) -> argparse.Ar
     return parser
 
 
-class _Parser(argparse.ArgumentParser):
+class Parser(argparse.ArgumentParser):
+    """One whose faults are a UserError."""
+
     def error(self, message: str):
         unknown = message.removeprefix("unrecognized arguments: ")
         words = unknown != message and not unknown.startswith("-")
-        hint = "put a text of several words into quotes, or " if words else ""
+        hint = "if it belongs to a text, put that into quotes, or " if words else ""
         raise UserError(f"{message.removeprefix('argument ')}; {hint}see {self.prog} --help")
 
 

@@ -22,7 +22,8 @@ SEVERAL = dict.fromkeys(ANIMATED, "animated; its first frame is used") | {
     "TIFF": "of several pages; its first is used"}
 FREE_OF_ALPHA = ("L", "RGB", "CMYK")
 PROFILE_MODES = {"RGB ": "RGB", "GRAY": "L", "CMYK": "CMYK"}
-SUBFILE_TYPE, BITS_PER_SAMPLE, PHOTOMETRIC, DNG_VERSION = 254, 258, 262, 50706   # tags of a TIFF
+BITS_PER_SAMPLE, PHOTOMETRIC = 258, 262     # tags of a TIFF
+DNG_VERSION, SUBFILE_TYPE, SUB_FILES = 50706, 254, 330
 REDUCED = 1         # a bit of SUBFILE_TYPE: a smaller copy of another image in the file
 FILTER = Image.Resampling.LANCZOS       # of all that is resized; a file of metrics names it
 # Of ITU-T H.273: the bytes before primaries and transfer, and how many bytes each of the two has.
@@ -55,7 +56,7 @@ def read_image(path: str | Path, size: int) -> Tensor:
             warnings.simplefilter("ignore")     # what Pillow warns of either fails or is harmless
             with Image.open(path, formats=image_formats()) as image:
                 tags = getattr(image, "tag_v2", {})                         # of a TIFF
-                if DNG_VERSION in tags or tags.get(SUBFILE_TYPE, 0) & REDUCED:
+                if DNG_VERSION in tags or tags.get(SUBFILE_TYPE, 0) & REDUCED and SUB_FILES in tags:
                     raise ValueError("a raw photo, of which Pillow knows the preview alone")
                 image.info |= {"bits": max(tags.get(BITS_PER_SAMPLE, (16,))),
                                "negative": tags.get(PHOTOMETRIC) == 0}

@@ -13,7 +13,7 @@ from .frozen import Conv2d, convolve, direct_or_recomputed, is_large
 SHORT = 32          # tokens at most, and
 MANY = 2 ** 21      # bytes of queries: from there on `attend` is quicker as plain products
 PART = 4096         # tokens that a feed-forward takes at once where there are many, for memory
-MKL = torch.backends.mkl.is_available()     # PyTorch multiplies by it then, but in 16 bits
+MKL = torch.backends.mkl.is_available()     # PyTorch multiplies by it then, except in 16 bits
 ROWS, WIDTH = 1024, 256                     # of a product: from there on a convolution is quicker
 
 

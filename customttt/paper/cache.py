@@ -17,6 +17,7 @@ from pathlib import Path
 import torch
 
 from ..errors import UserError, flag, in_words, writing
+from ..errors.command import Parser
 from ..files.reading import read_json, write_json
 from ..media.find import CAPTIONS, IMAGE_ENDINGS, VIDEO_ENDINGS, find_files
 from ..recipes import Recipe
@@ -74,7 +75,7 @@ class Cache:
                                   *flags, *data, *resume])
             if not train(stage, args):
                 raise KeyboardInterrupt
-        parser = argparse.ArgumentParser(prog=f"--stage {stage.name}", allow_abbrev=False)
+        parser = Parser(prog=f"--stage {stage.name}", allow_abbrev=False)
         add_recipe_flags(parser, stage.recipe)
         given, others = parser.parse_known_args(flags)
         told = {"stage": stage.name, "recipe": values_of(stage.recipe, given), "flags": others,
@@ -87,8 +88,8 @@ class Cache:
 
 
 def parsed(stage: Stage, flags: Sequence[str]) -> argparse.Namespace:
-    """As train.py's parser reads them; a flag that it does not know ends the program."""
-    parser = argparse.ArgumentParser(prog=f"--stage {stage.name}", allow_abbrev=False)
+    """As train.py's parser reads them. UserError for a flag that it does not know."""
+    parser = Parser(prog=f"--stage {stage.name}", allow_abbrev=False)
     add_training_flags(parser, stage)
     return parser.parse_args(flags)
 

@@ -12,6 +12,7 @@ import os
 import shutil
 import statistics
 import warnings
+from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -58,9 +59,13 @@ def warn_of_other(made: Path, kept: Path) -> None:
     """A trial, of fewer steps or clips, has the name of what was kept before."""
     if made.suffix != ".json" or made.name.endswith(".run.json") or not kept.exists():
         return
-    new, old = read_json(made), read_json(kept)
-    other = [key for key, value in sameness(old).items() if value != sameness(new)[key]]
-    fewer = len(new[list(new)[-1]]) < len(old[list(old)[-1]])
+    new = read_json(made)
+    try:
+        old = read_json(kept)
+        other = [key for key, value in sameness(old).items() if value != sameness(new)[key]]
+        fewer = len(new[list(new)[-1]]) < len(old[list(old)[-1]])
+    except (UserError, LookupError, AttributeError, TypeError):
+        return      # what was kept is damaged
     if other or fewer:
         unlike = [f"other {key!r}" for key in other] + ["fewer clips or pairs"] * fewer
         warnings.warn(f"{kept}: replaced by a result with {', '.join(unlike)}", stacklevel=2)
@@ -135,12 +140,16 @@ def section(title: str, result: dict, runs: list[dict], kept: Path) -> list[str]
                   probe.table(result), ""]
         return [*lines, *(f"![{title}]({kept.name}/{each})" for each in pictures), ""]
     groups = {group for _, group, _, _ in result["clips"]}
+    counts = Counter(row for row, *_ in result["clips"])
+    few = [f"*{row}* {n}" for row, n in counts.items() if n < max(counts.values())]
     per_row, compared = len(result["clips"]) // len(result["rows"]), name in tables.PAPER
     lines += [f"{len(result['clips'])} clips"
               + (f", {per_row} a row (the paper has {PAPER_CLIPS})," if compared else "")
               + f" of {len(groups)} groups; 95% intervals over the groups"
               + ("; in brackets the paper's figure." if compared else "."),
               "", tables.text(result), ""]
+    if few:
+        lines += [f"Rows of fewer than {max(counts.values())} clips: {', '.join(few)}.", ""]
     if "motion fidelity" in result["metrics"]:
         lines += [tables.unfollowed_text(result), ""]
     if name in tables.PAPER and {*tables.TRUTHS} <= {*result["metrics"]}:
@@ -174,7 +183,7 @@ def main() -> None:
                         f"python -m customttt.paper.probe subject")
     copy(files.values(), kept)
     lines = ["# Results", "", "Made by `python -m customttt.paper.results` from the files beside "
-             "it, each by the command above its table; trainings of one seed share it. Where the "
+             "it, each by the command above its table; all trainings of one have its seed. Where the "
              "judge is not the paper's CLIP, scores are of another scale: the sizes of "
              "differences say little beside the paper's, the signs more. The paper prints no "
              "intervals, so its own small differences may be chance.", ""]

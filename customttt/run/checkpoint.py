@@ -129,11 +129,12 @@ def check_folder(folder: Path, kind: str, resume: bool) -> None:
         if trained.exists() and (there := read_metadata(trained).get("kind", "foreign")) != kind:
             raise UserError(f"{trained}: a {clipped(there)} LoRA, not a {kind} one, which would "
                             f"take its place; give another --output")
-        if folder.is_dir() and not _is_log(folder / LOG):
+        if folder.is_dir() and not trained.exists() and not _is_log(folder / LOG):
             for file in sorted(folder.iterdir()):
                 if is_of_a_run(file) or file.name in (LOG, "data.png"):
-                    raise UserError(f"{file}: of no run that train.py knows, and would be replaced "
-                                    f"or removed; move it, or give another --output")
+                    raise UserError(f"{file}: would be replaced or removed, and no LoRA, "
+                                    f"{CHECKPOINT} or {LOG} of a run is beside it; move it, or "
+                                    f"give another --output")
         return
     content = read_checkpoint(path)
     done, steps, there = content["step"], content["run"]["steps"], content["run"].get("kind")
@@ -146,11 +147,12 @@ def check_folder(folder: Path, kind: str, resume: bool) -> None:
 
 
 def _is_log(path: Path) -> bool:
-    """Whether a run that began left it: empty, or with a line a step."""
+    """Whether a run that began left it: empty, or with a line a step, of which a kill may have cut
+    the first."""
     try:
-        first = path.read_text(encoding="utf-8").partition("\n")[0]
-        return not first or "step" in json.loads(first)
-    except (OSError, ValueError, TypeError):
+        with path.open("rb") as file:
+            return b'{"step": '.startswith(file.read(9))
+    except OSError:
         return False
 
 

@@ -10,6 +10,7 @@ import torch
 from ..draws import stream_seed
 from ..errors import UserError
 from ..media.clips import write_frames
+from .checkpoint import start_afresh
 from .loop import Run, fit
 from .options import add_model_flags, add_recipe_flags, chosen_settings, open_model
 from .sheet import sheet_writer
@@ -42,6 +43,7 @@ def train(stage: Stage, args: argparse.Namespace, outdated: Iterable[Path] = ())
     for each in outdated:
         each.unlink(missing_ok=True)
     if job.data is not None and not args.resume:
+        start_afresh(args.output)       # the log first: by it the folder is known as a run's
         write_frames(job.data, args.output / "data.png")
     finished, stopped = fit(Run(
         args.output, model.unet, parameters, stage.optimizer(parameters, settings),
