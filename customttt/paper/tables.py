@@ -214,7 +214,7 @@ def verdicts(result: dict) -> list[str]:
                 groups = number_to_tell(here, apart)
                 digit = 10 ** (len(str(groups)) - 1)        # one digit is all that it has
                 said = (f"undecided; an interval too narrow to hold both 0 and the paper's "
-                        f"difference takes about {round(groups / digit) * digit:,} groups")
+                        f"difference takes at most about {-(-groups // digit) * digit:,} groups")
             found.append(f"{metric}, *{a}* minus *{b}*: {paper:+.3f} in the paper, "
                          f"{shown(here, '{:+.3f}')} here: {said}.")
     return found
